@@ -126,6 +126,7 @@ def test_the_dashboard_shows_a_plain_database_and_creates_no_tables(plain_url: s
     assert tables(plain_url) == before
 
 
+@pytest.mark.slow
 def test_changes_in_the_dashboard_still_work_on_a_plain_database(plain_url: str) -> None:
     app, storage = dashboard_of(plain_url)
     before = tables(plain_url)

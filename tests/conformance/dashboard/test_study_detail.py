@@ -200,6 +200,7 @@ def test_few_trials_and_none_and_no_study_are_told_alike(sides: Sides) -> None:
     assert sides.compare(study) == {"reason": "study_id=999 is not found"}
 
 
+@pytest.mark.slow
 def test_a_preferential_study_is_told_alike(sides: Sides) -> None:
     study = optuna.create_study(storage=sides.storage, study_name="liked")
     # As `optuna_dashboard.preferential.create_study` does, which needs PyTorch.

@@ -209,6 +209,7 @@ class Workers:
 
 
 @pytest.mark.parametrize("seed", [0, 1, 2, *(pytest.param(seed, marks=pytest.mark.long) for seed in range(3, 40))])
+@pytest.mark.slow
 def test_the_count_is_that_of_one_who_counts_everything(
     db: BudgetedStudy, seed: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:

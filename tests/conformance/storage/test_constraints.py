@@ -106,6 +106,7 @@ def test_the_best_satisfies_its_constraints(storage: Storage, direction: str) ->
         assert set(range(11)) - {*gone} == {*numbers(best[:keep])}
 
 
+@pytest.mark.slow
 def test_what_a_trial_violates_is_shown(storage: Storage, tmp_path: Path) -> None:
     study = new_study(storage, "minimize")
     add(study, 1.0, old=[0.5, -2.0], memory=inf)

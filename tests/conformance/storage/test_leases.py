@@ -156,6 +156,7 @@ def test_many_workers_run_exactly_the_budget(db: StudyDatabase) -> None:
     assert db.leases() == []
 
 
+@pytest.mark.slow
 def test_a_trial_that_ends_during_a_claim_is_counted(postgres_db: StudyDatabase) -> None:
     """On SQLite a claim locks all writers out; on Postgres another worker may end a trial between two statements."""
     db = postgres_db
@@ -222,6 +223,7 @@ def test_a_budget_that_was_lowered_holds_for_trials_that_were_given_back_too(db:
 
 
 @pytest.mark.parametrize("level", ["repeatable read", "serializable"])
+@pytest.mark.slow
 def test_a_budget_is_exact_whatever_isolation_the_database_sets(postgres_db: StudyDatabase, level: str) -> None:
     db = postgres_db
     with db.engine.begin() as connection:

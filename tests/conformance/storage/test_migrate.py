@@ -309,6 +309,7 @@ def test_trials_without_any_hyperparameter_get_the_new_field(tmp_path: Path, sql
     assert after[0].distributions == {"drop": FloatDistribution(0.0, 0.5)}
 
 
+@pytest.mark.slow
 def test_a_new_choice_of_spaces_gets_the_values_below_it(study: Migrations) -> None:
     new: dict[str, Any] = {"inner": "SGD | Adam = choice(SGD, Adam)"}
     with pytest.raises(UsageError, match=r"no value for the new hyperparameter 'inner.beta'"):
@@ -458,6 +459,7 @@ def test_the_backup_has_what_was_there(study: Migrations) -> None:
     assert json.loads(saved["attributes"]["tuner:study"])["space"]["kind"] == "choice('relu', 'tanh')"
 
 
+@pytest.mark.slow
 def test_it_is_recorded(study: Migrations) -> None:
     study(**WIDER)
     study(**{**WIDER, "kind": 'str = choice("relu", "tanh", "gelu", "elu")'})

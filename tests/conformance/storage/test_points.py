@@ -82,6 +82,7 @@ def test_workers_at_once_try_every_point_once(db: StudyDatabase) -> None:
     assert len(whole) == len(set(whole)), "no other is tried twice"
 
 
+@pytest.mark.slow
 def test_no_trial_is_created_for_a_queued_one_that_failed_after_the_grid_was_counted(db: StudyDatabase) -> None:
     for number in range(SIZE):
         db.study.enqueue_trial({"n": number % 5 + 1, "c": "abd"[number % 3]})  # codespell:ignore abd

@@ -186,6 +186,7 @@ def test_a_nan_between_two_rungs_prunes_no_trial(storage: Storage) -> None:
         assert search.decide(here, judge) == [None, 1, 3]
 
 
+@pytest.mark.slow
 def test_an_automatic_resource_is_optunas(storage: Storage) -> None:
     search = random_search(7, 12, VALUES)
     for ours, theirs in [
@@ -263,6 +264,7 @@ def test_a_trial_counts_once_in_a_rung_and_is_judged_once(storage: Storage) -> N
     st.lists(st.integers(1, 5), min_size=1, max_size=6),
 )
 @settings(max_examples=15, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@pytest.mark.slow
 def test_trials_that_enter_together_are_decided_as_one_after_another(
     storage: Storage, values: list[tuple[float, bool]], sizes: list[int]
 ) -> None:

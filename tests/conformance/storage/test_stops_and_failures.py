@@ -143,6 +143,7 @@ def test_failures_before_a_launch_do_not_count(db: BudgetedStudy) -> None:
     assert claims.claim(db.engine, claimant) is NoTrial.FAILING
 
 
+@pytest.mark.slow
 def test_a_trial_that_is_to_be_tried_again_is_no_failure(db: BudgetedStudy) -> None:
     claimant = db.claimant(failures_since_s=0.0)
     for lease in [db.lease(claimant) for _ in range(ANY_FAILURES + 1)]:

@@ -477,6 +477,7 @@ def at_once(*works: Callable[[], Any]) -> None:
         raise errors[0]
 
 
+@pytest.mark.slow
 def test_of_two_transactions_in_a_deadlock_both_succeed(two_rows: sa.Engine) -> None:
     meet, tried = threading.Barrier(2), []
 

@@ -126,6 +126,7 @@ def test_no_client_runs_a_statement_that_another_has_prepared(through: str, monk
 
 
 @pytest.mark.parametrize("patience", [Patience(0.0), PROMPT], ids=["impatient", "prompt"])
+@pytest.mark.slow
 def test_a_statement_that_the_pooler_lost_is_run_again_without_preparing(
     through: str, patience: Patience, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -144,6 +145,7 @@ def test_a_statement_that_the_pooler_lost_is_run_again_without_preparing(
 
 
 @pytest.mark.parametrize("pooler", [{"size": 1}, {"size": 3}], indirect=True, ids=["one", "three"])
+@pytest.mark.slow
 def test_two_clients_run_trials_at_once(through: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Reads and writes of two clients, each statement of which must be its own: nothing is lost or doubled."""
     monkeypatch.setattr(prepared_statements, "_servers_prepare", True)

@@ -118,6 +118,7 @@ def test_the_role_owns_its_database_and_no_more(running: DatabaseCommand) -> Non
     assert running.ask("SHOW max_connections") == [("200",)]
 
 
+@pytest.mark.slow
 def test_a_second_start_says_where_the_first_listens(running: DatabaseCommand) -> None:
     first = running.started[0]
     line = running.refusal()
@@ -130,6 +131,7 @@ def test_a_second_start_says_where_the_first_listens(running: DatabaseCommand) -
     assert running.ask("SELECT 1") == [(1,)]
 
 
+@pytest.mark.slow
 def test_a_port_that_is_taken_is_refused(running: DatabaseCommand, command: DatabaseCommand) -> None:
     port = str(sa.make_url(running.url).port)
     line = command.refusal("--port", port)

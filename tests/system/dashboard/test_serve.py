@@ -176,6 +176,7 @@ def test_what_another_site_makes_a_browser_send_is_refused(
     assert "set-cookie" not in login.headers
 
 
+@pytest.mark.slow
 def test_an_editor_changes_and_each_change_has_its_line(dashboard: DashboardServer, storage_on_postgres: str) -> None:
     paths = [path for _, path in all_routes(storage_on_postgres)]
     study_id = next(path for path in paths if path.startswith("/api/studies/")).split("/")[3]
@@ -251,6 +252,7 @@ def test_logins_are_limited_by_user_and_by_address(dashboard: DashboardServer) -
     assert "user-1" not in dashboard.audit.read_text(), "what is no user's name may be a password"
 
 
+@pytest.mark.slow
 def test_headers_with_underscores_are_not_those_of_the_proxy(dashboard: DashboardServer) -> None:
     forged = "X-Forwarded-For: 203.0.113.7\r\nX_Forwarded_For: 10.0.0.1\r\nSec_Fetch_Site: same-origin\r\n"
     raw = f"POST /tuner/login HTTP/1.1\r\nHost: a\r\nContent-Length: 0\r\nConnection: close\r\n{forged}\r\n"
@@ -283,6 +285,7 @@ def test_the_page_after_the_login_may_have_any_letters(dashboard: DashboardServe
     assert (answer.status, answer.headers["location"]) == (303, "/tuner/caf%C3%A9/%E2%82%AC?a=1&b=2")
 
 
+@pytest.mark.slow
 def test_every_answer_has_its_headers(dashboard: DashboardServer) -> None:
     known = {"Authorization": "Bearer ci"}
     for path in (
@@ -347,6 +350,7 @@ def test_plots_are_pictures_and_what_cannot_be_drawn_says_why(dashboard: Dashboa
         assert dashboard.ask("GET", path, **known).status == 404, path
 
 
+@pytest.mark.slow
 def test_the_front_end_is_whole_below_the_prefix(dashboard: DashboardServer) -> None:
     known = {"Authorization": "Bearer ci"}
     page = dashboard.ask("GET", "/dashboard", **known)

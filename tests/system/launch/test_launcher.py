@@ -154,6 +154,7 @@ def test_commands_start_without_the_heavy_imports(module: str) -> None:
     assert done.stdout.strip() == "[]"
 
 
+@pytest.mark.slow
 def test_queries_import_neither_jax_nor_optuna() -> None:
     code = "import sys, tuner.results.rows; print([m for m in ('jax', 'flax', 'optuna', 'pandas') if m in sys.modules])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

@@ -92,6 +92,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
 
 
 @pytest.mark.parametrize("name", ["tuner", "mlflow"])
+@pytest.mark.slow
 def test_each_role_owns_its_database_alone(server: Server, name: str) -> None:
     rights = "rolsuper, rolcreatedb, rolcreaterole, rolreplication, rolbypassrls"
     owned = f"SELECT datname FROM pg_database d JOIN pg_roles r ON r.oid = d.datdba WHERE rolname = '{name}'"

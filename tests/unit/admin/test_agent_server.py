@@ -71,6 +71,7 @@ def test_queries_return_the_rows_of_the_commands(url: str) -> None:
     assert [row["study"] for row in call(url, "compare", studies=["ours", "pair"])["result"]] == ["ours", "pair"]
 
 
+@pytest.mark.slow
 def test_changes_are_stored(url: str) -> None:
     assert call(url, "enqueue", study="ours", hparams={"x": 0.25}) == {"hparams": {"x": 0.25}, "note": None}
     (waiting,) = call(url, "trials", study="ours", outcomes=["waiting"])["result"]

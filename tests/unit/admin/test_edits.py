@@ -186,6 +186,7 @@ def make_conditional(storage: Any, url: str, trials: int = 30, **settings: Any) 
     return study
 
 
+@pytest.mark.slow
 def test_what_a_trial_might_not_have_is_not_queued(storage: Any, storage_url: str) -> None:
     make_conditional(storage, storage_url)
     for words, message in [

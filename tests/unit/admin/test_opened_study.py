@@ -66,6 +66,7 @@ def test_trials_are_those_of_optuna(opened: OpenedStudy, url: str) -> None:
     assert set(frame["outcome"]) == {"complete"}
 
 
+@pytest.mark.slow
 def test_curves_have_every_metric_of_every_epoch(opened: OpenedStudy, url: str) -> None:
     frame = opened.curves()
     assert list(frame.columns) == ["number", "epoch", "step", "loss", "size"]
@@ -107,6 +108,7 @@ def test_importance_has_a_row_for_each_hyperparameter(opened: OpenedStudy) -> No
     assert sum(frame["ped_anova"]) == pytest.approx(1.0)
 
 
+@pytest.mark.slow
 def test_a_plot_is_shown_by_notebooks_and_leaves_pyplot_alone(opened: OpenedStudy, tmp_path: Path) -> None:
     from matplotlib import pyplot
 
@@ -173,6 +175,7 @@ def test_text_of_a_study_is_escaped_in_html(url: str) -> None:
     assert "&lt;b&gt;&amp;" in named._repr_html_()
 
 
+@pytest.mark.slow
 def test_a_study_of_plain_optuna_opens(tmp_path: Path) -> None:
     url = f"sqlite:///{tmp_path / 'plain.db'}"
 

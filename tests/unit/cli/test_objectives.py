@@ -46,6 +46,7 @@ def table(text: str) -> list[list[str]]:
 
 
 @pytest.mark.parametrize("command", ["trials", "best"])
+@pytest.mark.slow
 def test_every_table_names_its_objectives(shell: Tuner, command: str) -> None:
     head, first, *_ = table(shell.run_here(command, "pair").stdout)
     assert head[:4] == ["number", "outcome", "values.accuracy", "values.size"]
@@ -56,6 +57,7 @@ def test_every_table_names_its_objectives(shell: Tuner, command: str) -> None:
     assert (found["values"], found["objectives"]) == ([0.99, 100.0], ["accuracy", "size"])
 
 
+@pytest.mark.slow
 def test_show_names_objectives_and_attributes(shell: Tuner) -> None:
     lines = table(shell.run_here("show", "pair", "2").stdout)
     assert ["values.accuracy", "0.97"] in lines
@@ -103,6 +105,7 @@ def numbers(shell: Tuner, *words: str) -> list[int]:
     return [row["number"] for row in shell.rows("best", "pair", *words)]
 
 
+@pytest.mark.slow
 def test_the_front_is_ordered_by_a_stated_rule(shell: Tuner) -> None:
     assert numbers(shell) == [0, 2, 3]
     assert numbers(shell, "--prefer", "accuracy") == [0, 2, 3]

@@ -17,6 +17,7 @@ SET = {"TUNER_DASHBOARD_USER": "ann", "TUNER_DASHBOARD_PASSWORD": PASSWORD}
 
 
 @pytest.mark.parametrize("text", [None, "", "# people\n\n"])
+@pytest.mark.slow
 def test_a_file_without_users_gets_an_editor(
     tmp_path: Path, capfd: pytest.CaptureFixture[str], text: str | None
 ) -> None:

@@ -145,6 +145,7 @@ def test_a_job_without_workers_grows_again(engine: Noted, database: Database, st
     assert engine.calls == [("scale", "new", 2)]
 
 
+@pytest.mark.slow
 def test_a_study_without_jobs_cannot_be_scaled(engine: Noted, database: Database, study_id: int) -> None:
     with pytest.raises(UsageError, match="the study has no job on a cluster"):
         jobs.scale_jobs(database, study_id, 2, URL)

@@ -165,6 +165,7 @@ def test_the_url_is_only_in_a_secret_that_goes_with_the_job(job: Job, api: Kuber
     assert "me:secret" not in json.dumps(made)
 
 
+@pytest.mark.slow
 def test_a_given_secret_is_used_and_none_is_made(job: Job, api: KubernetesAPI) -> None:
     job = dataclasses.replace(job, options={**job.options, "secret": "database"})
     Kubernetes().submit(job, 3, URL)

@@ -63,6 +63,7 @@ def test_a_second_signal_ends_a_process_whose_main_thread_waits_for_a_silent_ser
     assert process.wait(300) == 130
 
 
+@pytest.mark.slow
 def test_what_a_forked_child_is_sent_is_no_signal_to_its_parent() -> None:
     process = started("fork")
     output, errors = process.communicate(timeout=300)
@@ -104,6 +105,7 @@ def test_a_worker_whose_study_ignores_the_interrupt_ends_all_the_same() -> None:
     assert process.returncode == 130
 
 
+@pytest.mark.slow
 def test_a_worker_that_heeds_the_signal_is_not_interrupted() -> None:
     process = subprocess.Popen([sys.executable, "-c", STUBBORN, "heeded"], stdout=subprocess.PIPE, text=True)
     assert process.stdout is not None

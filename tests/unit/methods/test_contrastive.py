@@ -55,6 +55,7 @@ def test_the_loss_is_that_of_optax(temperature: float) -> None:
     np.testing.assert_allclose(LOSS(first, second, ones, temperature).mean(), expected, rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_the_loss_does_not_know_which_view_is_first_nor_how_long_embeddings_are() -> None:
     first, second, ones = views(6)
     expected = LOSS(first, second, ones, 0.5)

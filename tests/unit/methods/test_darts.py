@@ -155,6 +155,7 @@ def quadratic(weights: Any, alphas: Any) -> Any:
     return 0.5 * jnp.sum((weights["w"] - alphas["a"]) ** 2)
 
 
+@pytest.mark.slow
 def test_the_gradient_that_looks_ahead_by_hand() -> None:
     # L_train = (w - a)^2 / 2, L_held_out = (w - 3)^2 / 2: w' = w - r (w - a), dL/da = r (w' - 3); first order sees 0.
     weights, alphas, rate = {"w": jnp.array([2.0])}, {"a": jnp.array([1.0])}, 0.1

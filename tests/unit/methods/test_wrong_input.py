@@ -98,6 +98,7 @@ def test_posteriors_have_no_smoothed_weights(method: Any) -> None:
 
 
 @pytest.mark.parametrize("method", [MapClassifier, EnsembleClassifier, LangevinClassifier, LaplaceClassifier])
+@pytest.mark.slow
 def test_a_posterior_of_other_data_is_refused(method: Any) -> None:
     class Trainer(method):
         def init_model(self, hparams: Any) -> Any:

@@ -151,6 +151,7 @@ def _reference(url: str) -> bool:
         return notices.last_of(engine, 1, (notices.REFERENCE,)) is not None
 
 
+@pytest.mark.slow
 def test_a_launcher_and_two_dashboards_send_each_event_once_with_one_id(storage_url: str, wait_until: Any) -> None:
     study = OneStudy(storage_url)
     study.join()

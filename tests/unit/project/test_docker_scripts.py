@@ -89,6 +89,7 @@ def test_a_worker_starts_again_where_that_helps(
     assert runs(tmp_path) == len(statuses), "it ran until the last status"
 
 
+@pytest.mark.slow
 def test_a_crash_after_a_long_run_is_the_first_of_a_row(
     tmp_path: Path, fake: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -104,6 +104,7 @@ def test_the_picture_is_of_the_trial_that_is_asked_for(engine: Any, place: Any, 
         ("picture = 'out.png'", "picture must be a function of a trained model and the data: got 'out.png'"),
     ],
 )
+@pytest.mark.slow
 def test_what_is_wrong_with_a_study_is_told(
     engine: Any, place: Any, tmp_path: Path, change: str, expected: str
 ) -> None:
@@ -116,6 +117,7 @@ def test_what_is_wrong_with_a_study_is_told(
     assert not list(tmp_path.glob("*.png"))
 
 
+@pytest.mark.slow
 def test_a_changed_file_draws_and_is_known_to_have_changed(engine: Any, place: Any, tmp_path: Path) -> None:
     (tmp_path / "other.py").write_text((place[0] / "tiny.py").read_text() + "\nmore = 1\n")
     number, has_changed = draw_picture(engine, "tiny", tmp_path / "out.png", file=f"{tmp_path / 'other.py'}:study")

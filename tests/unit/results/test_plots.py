@@ -87,6 +87,7 @@ def test_each_kind_is_a_picture_and_the_same_each_time(url: str, tmp_path: Path,
         assert (tmp_path / "one.svg").read_bytes() == (tmp_path / "two.svg").read_bytes()
 
 
+@pytest.mark.slow
 def test_the_lineage_has_a_thick_line_for_what_led_to_the_best_trial(url: str) -> None:
     with opened(url, NAME) as subject:
         figure: Any = plots._lineage(subject)

@@ -361,6 +361,7 @@ points = st.lists(st.lists(st.sampled_from([0.0, 1.0, 2.0, inf, -inf]), min_size
 
 @settings(deadline=None, max_examples=200)
 @given(points=points, maximize=st.lists(st.booleans(), min_size=3, max_size=3))
+@pytest.mark.slow
 def test_the_pareto_front_is_what_nothing_beats(points: list[list[float]], maximize: list[bool]) -> None:
     others = [outcome for outcome in Outcome if outcome is not Outcome.COMPLETE]
     trials = [
@@ -506,6 +507,7 @@ def test_a_trial_that_was_tried_again_is_shown_with_each_attempt(any_shelf: Shel
 
 
 @pytest.mark.parametrize("attribute", [["a", "list"], {"a": "mapping"}, "running", "failed"])
+@pytest.mark.slow
 def test_an_attribute_of_another_tool_is_not_an_outcome(shelf: Shelf, attribute: Any) -> None:
     assert_complete(shelf, attribute)
 
@@ -538,6 +540,7 @@ def insert_many(shelf: Shelf, study: optuna.Study, count: int) -> None:
         insert(tables.trial_user_attributes, key="outcome", value_json='"complete"')
 
 
+@pytest.mark.slow
 def test_the_number_of_statements_does_not_grow_with_the_trials(any_shelf: Shelf) -> None:
     engine = any_shelf.engine
     counts = {}

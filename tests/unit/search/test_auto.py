@@ -120,6 +120,7 @@ def test_the_later_sampler_starts_from_complete_trials(monkeypatch: pytest.Monke
     assert by_hand(14, CmaEsSampler(seed=seed, warn_independent_sampling=False)) != search.trials[14].params
 
 
+@pytest.mark.slow
 def test_trials_of_the_first_sampler_are_the_first_generation_of_the_later_one(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(auto, "FEW", 60)
     search = run(make_study(objectives=2), Agreed(Plan("tpe", "nsga2")), 95)

@@ -133,6 +133,7 @@ def test_what_is_not_pinned_is_refused(options: dict[str, Any], reason: str) -> 
         make_study(sampler={"name": "hub", **options})
 
 
+@pytest.mark.slow
 def test_what_is_no_module_is_refused(folder: Path, work: Any) -> None:
     def told(**options: Any) -> str:
         hub._loaded.clear()

@@ -128,6 +128,7 @@ def test_earlier_trials_are_no_trials_of_the_study(url: str) -> None:
         assert optuna.load_study(study_name="new", storage=storage).best_value > -9.0
 
 
+@pytest.mark.slow
 def test_all_workers_see_the_trials_as_they_were_at_the_creation(url: str) -> None:
     add(url, "old", [earlier_trial(1e-3, 8), earlier_trial(1e-2, 9, 2.0)])
     run(make_study(trials=1), url)
@@ -273,6 +274,7 @@ def test_the_names_are_part_of_the_definition(url: str) -> None:
 
 
 @pytest.mark.parametrize("sampler", ["cmaes", "gp"])
+@pytest.mark.slow
 def test_other_samplers_start_from_earlier_trials(sampler: str, url: str) -> None:
     if sampler == "gp":
         pytest.importorskip("torch")
@@ -309,6 +311,7 @@ def test_a_genetic_algorithm_has_earlier_trials_in_its_first_generation(url: str
 
 
 @pytest.mark.parametrize("sampler", ["random", "qmc", {"name": "grid", "values": {"rate": [1e-3]}}])
+@pytest.mark.slow
 def test_samplers_that_do_not_learn_are_as_without(sampler: Any, url: str) -> None:
     add(url, "old", [earlier_trial(1e-3, 1)])
     for names in ([], ["old"]):

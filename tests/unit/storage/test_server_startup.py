@@ -118,6 +118,7 @@ def test_a_server_that_refuses_for_another_reason_is_not_waited_for(clock: Clock
     assert clock.now_s == 0.0
 
 
+@pytest.mark.slow
 def test_a_server_that_has_started_meanwhile_is_used(
     clock: Clock, refusing: Refusing, postgres_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:

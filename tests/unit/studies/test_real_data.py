@@ -117,6 +117,7 @@ def test_the_signals_are_as_hard_as_they_are_known_to_be(signals: Any) -> None:
     assert 0.28 < score(signals[1], "test") < 0.37
 
 
+@pytest.mark.slow
 def test_an_average_rate_of_one_is_no_average(signals: Any) -> None:
     module, splits = signals
     assert (

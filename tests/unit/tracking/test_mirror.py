@@ -302,6 +302,7 @@ class Clock:
         self.now_s += seconds
 
 
+@pytest.mark.slow
 def test_whoever_is_asked_to_end_sends_the_rest_as_long_as_the_tracker_takes_it(
     db: StudyDatabase, monkeypatch: pytest.MonkeyPatch
 ) -> None:

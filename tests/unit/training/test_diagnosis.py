@@ -225,6 +225,7 @@ def test_debugging_ends_with_the_training_and_pauses_between_reports() -> None:
     assert not jax.config.jax_disable_jit  # pyright: ignore[reportAttributeAccessIssue]
 
 
+@pytest.mark.slow
 def test_debugging_steps_also_a_trainer_that_scans() -> None:
     training = Own(loop="scan").train_model(H, SPLITS, epochs=1, seed=SEEDS[2], debug=True)
     with pytest.raises(NonFinite, match="step 2 produced"):
@@ -275,6 +276,7 @@ def test_a_profile_of_scanned_epochs_has_them_whole(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("mode", ["step", "scan"])
+@pytest.mark.slow
 def test_steps_that_are_not_reached_are_not_traced(mode: str, tmp_path: Path) -> None:
     profile(mode, tmp_path, 12, 20)
     profile(mode, tmp_path, 4, 5, reports=1)  # ends before

@@ -64,6 +64,7 @@ def test_jax_asks_the_cache_it_was_given_and_stores_in_it(ours: Cache) -> None:
     assert ours.asked == 2 * list(ours.programs)
 
 
+@pytest.mark.slow
 def test_other_folders_have_jaxs_own_cache(ours: Cache, tmp_path: Path) -> None:
     use(tmp_path / "theirs")
     run()

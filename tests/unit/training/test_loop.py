@@ -143,6 +143,7 @@ def test_the_events_of_a_training_in_their_order() -> None:
     assert added == [(2.5, 2.5), (4.5, 4.5)]
 
 
+@pytest.mark.slow
 def test_the_last_epoch_is_validated_also_off_the_beat() -> None:
     assert [event[:2] for event in logged(epochs=3)[0] if event[0] == "report"] == [("report", 2), ("report", 3)]
 

@@ -216,6 +216,7 @@ def test_slow_steps_leave_the_scan_uncompiled(monkeypatch: pytest.MonkeyPatch) -
     assert (training.mode, made.step._cache_size(), made.steps._cache_size()) == ("step", 1, 0)
 
 
+@pytest.mark.slow
 def test_workers_of_a_study_take_the_first_answer(sqlite_url: str) -> None:
     storage: Any = tuner.open_storage(sqlite_url)
     engine = connect(sqlite_url)

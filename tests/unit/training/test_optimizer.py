@@ -225,6 +225,7 @@ def test_decoupled_decay_follows_the_schedule() -> None:
         close(found[0], W * (1 - 0.01) * (1 - 0.005))
 
 
+@pytest.mark.slow
 def test_clip_keeps_the_direction_and_comes_before_decay() -> None:
     grads = jnp.array([3.0, 4.0])
     close(W - run(spec(rate=1.0, clip_norm=1.0), grads=grads)[0], (0.6, 0.8))
@@ -313,6 +314,7 @@ def test_accumulated_gradients_are_weighted_by_their_examples() -> None:
     close(updates, 0.0)
 
 
+@pytest.mark.slow
 def test_gradients_accumulated_by_an_earlier_version_count_as_they_did() -> None:
     made: Any = spec("sgd", 0.1, accumulate_steps=4).build(8)
     grads = jax.random.normal(KEY, (4, 2))

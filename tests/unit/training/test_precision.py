@@ -173,6 +173,7 @@ def test_an_overflow_is_counted_and_no_cause_for_alarm() -> None:
     assert found.metrics["train_overflow"] == first.metrics["train_overflow"]
 
 
+@pytest.mark.slow
 def test_the_scale_grows_after_steps_without_overflow_and_has_a_floor() -> None:
     state, scales = first_state(64.0), []
     for _ in range(6):
@@ -200,6 +201,7 @@ def test_scaling_the_loss_leaves_gradients_as_they_are() -> None:
 
 
 @pytest.mark.parametrize("precision", HALF)
+@pytest.mark.slow
 def test_dropout_draws_the_same_in_half_precision(precision: str) -> None:
     rngs, shape = {"dropout": jax.random.key(0)}, (20_000,)
     half = Dropout(0.001).apply({}, jnp.ones(shape, precision), train=True, rngs=rngs)

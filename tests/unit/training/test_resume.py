@@ -228,6 +228,7 @@ def test_stopped_after_every_program_it_still_arrives(tmp_path: Path) -> None:
     assert_same_training(training, uninterrupted("mlp-step"))
 
 
+@pytest.mark.slow
 def test_a_training_resumed_at_an_epoch_yields_its_last_report_again_and_no_other(tmp_path: Path) -> None:
     train(MLP_STEP, stop_at=STEPS, checkpoints=never(tmp_path))
     training = Training(MLP_STEP, HPARAMS, SPLITS, epochs=EPOCHS, seed=7, checkpoints=never(tmp_path))
@@ -338,6 +339,7 @@ def test_every_optimizer_resumes_and_its_checkpoints_load(name: str, tmp_path: P
 
 
 @pytest.mark.parametrize("name", ["mlp-step", "mlp-scan"])
+@pytest.mark.slow
 def test_a_resumed_training_runs_the_programs_that_a_new_one_does(name: str, tmp_path: Path) -> None:
     expected = uninterrupted(name)
     train(TRAINERS[name], stop_at=1, checkpoints=never(tmp_path))
@@ -357,6 +359,7 @@ def test_a_resumed_training_runs_the_programs_that_a_new_one_does(name: str, tmp
 
 
 @pytest.mark.parametrize("end", ["close", "prune"])
+@pytest.mark.slow
 def test_the_best_is_written_however_a_training_ends(end: str, tmp_path: Path) -> None:
     trainer = Pruning() if end == "prune" else MLP_STEP
     training = Training(trainer, HPARAMS, SPLITS, epochs=EPOCHS, seed=7, checkpoints=never(tmp_path))
@@ -431,6 +434,7 @@ def test_checkpoints_of_another_training_are_refused(changes: dict[str, Any], te
 
 
 @pytest.mark.parametrize("spoilt", [1, 2])
+@pytest.mark.slow
 def test_of_torn_checkpoints_the_one_before_is_used_and_without_any_it_starts_anew(
     spoilt: int, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
@@ -520,6 +524,7 @@ def test_the_best_epoch_is_kept_also_when_resumed(
 
 
 @pytest.mark.parametrize("stop_at", [None, STEPS + 1, 3 * STEPS - 1])
+@pytest.mark.slow
 def test_the_last_epoch_is_kept_if_asked_for_also_when_resumed(stop_at: int | None, tmp_path: Path) -> None:
     options: dict[str, Any] = {"objective": "value", "keep": "last"}
     trainer, checkpoints = Scripted(1.0, 2.0, 3.0), never(tmp_path)

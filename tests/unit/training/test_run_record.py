@@ -150,6 +150,7 @@ def test_other_data_are_refused_and_options_may_be_added(file: Any, tmp_path: Pa
     assert len(list(run.train(splits, epochs=1))) == 1
 
 
+@pytest.mark.slow
 def test_a_folder_is_of_one_run(file: Any, tmp_path: Path) -> None:
     list(train(file, tmp_path))
     before = (tmp_path / "run.json").read_bytes()

@@ -142,6 +142,7 @@ def folder_in_use() -> str:
     return jax.config.jax_compilation_cache_dir  # pyright: ignore[reportAttributeAccessIssue]
 
 
+@pytest.mark.slow
 def test_the_cache_on_disk_is_trimmed_at_the_start_and_then_once_a_minute(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, cache_settings: None
 ) -> None:

@@ -317,6 +317,7 @@ def test_a_training_of_before_resumes_to_the_numbers_of_before(name: str, old: P
     assert best.record["kind"] == "best"
 
 
+@pytest.mark.slow
 def test_rules_of_another_training_or_version_are_refused(old: Path) -> None:
     def train(**options: Any) -> Any:
         with Checkpoints(old / "adamw", every_s=1e9) as checkpoints:
@@ -373,6 +374,7 @@ class Noting(TrainerModule):
 
 
 @pytest.mark.parametrize("rules", [1, 2])
+@pytest.mark.slow
 def test_all_trials_of_a_study_are_trained_by_the_rules_it_was_begun_with(
     rules: int, tmp_path: Path, sqlite_url: str
 ) -> None:

@@ -96,6 +96,7 @@ def test_batches_are_those_of_the_same_arrays_on_the_device(workers: int, start:
     assert same(got, ArrayDataset(**ARRAYS), (indices[start:], weights[start:])) == 6 - start
 
 
+@pytest.mark.slow
 def test_without_weights_of_its_own_a_source_gives_those_of_the_order() -> None:
     arrays = {"inputs": ARRAYS["inputs"]}
     indices, weights = order(size=5)

@@ -196,6 +196,7 @@ def test_training_metrics_are_means_over_examples() -> None:
         assert trained == pytest.approx({f"train_{name}": value for name, value in whole.items()}, rel=1e-5)
 
 
+@pytest.mark.slow
 def test_weights_of_examples_count_in_training_and_evaluation() -> None:
     weight = np.random.default_rng(1).integers(1, 4, 34).astype(float)
     data = ArrayDataset(inputs=INPUTS, labels=LABELS, weight=weight)
@@ -392,6 +393,7 @@ def test_batch_statistics_follow_the_recursion() -> None:
     np.testing.assert_allclose(found["var"], var, rtol=1e-4)
 
 
+@pytest.mark.slow
 def test_evaluation_uses_batch_statistics_and_leaves_them_alone() -> None:
     _, state = run(CNN_SCAN, hparams())
     kept = jax.tree.map(np.asarray, state.collections)
@@ -420,6 +422,7 @@ def test_an_overridden_train_step_is_used_with_a_key_for_each_step() -> None:
 
 
 @pytest.mark.parametrize("trainer", [MLP_SCAN, MLP_STEP])
+@pytest.mark.slow
 def test_reports_come_one_an_epoch_when_asked_for(trainer: Classifier, monkeypatch: pytest.MonkeyPatch) -> None:
     epochs, run_epoch = [], Training._train_epoch
     monkeypatch.setattr(Training, "_train_epoch", lambda *args: epochs.append(1) or run_epoch(*args))

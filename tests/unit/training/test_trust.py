@@ -96,6 +96,7 @@ def change_log(folder: Path, **changes: Any) -> None:
 
 
 @pytest.mark.parametrize("how", ["plain", "dots", "link", "study"])
+@pytest.mark.slow
 def test_a_file_inside_is_never_imported(stored: tuple[Path, Path], how: str) -> None:
     folder, file = stored
     inside = folder / "own.py"

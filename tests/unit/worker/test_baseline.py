@@ -71,6 +71,7 @@ def trials_of(url: str, study: Study) -> list[optuna.trial.FrozenTrial]:
 
 
 @pytest.mark.parametrize("sampler", ["tpe", "random", "qmc"])
+@pytest.mark.slow
 def test_the_first_trial_has_it_and_is_not_pruned(sampler: str, tmp_path: Path, sqlite_url: str) -> None:
     study = a_study(sampler=sampler, pruner="asha")
     run_worker(study, sqlite_url, artifacts=str(tmp_path))
@@ -122,6 +123,7 @@ def test_it_takes_no_point_of_a_grid_or_a_sequence(sampler: Any, tmp_path: Path)
         assert sorted(map(str, on_grid)) == sorted(map(str, plain))
 
 
+@pytest.mark.slow
 def test_what_is_fixed_is_fixed_in_it(tmp_path: Path, sqlite_url: str) -> None:
     study = a_study(pruner="none", trials=2).changed(fixed={"net.Large.width": "3", "net": "Large"})
     assert study.baseline_params == {**PARAMS, "net.Large.width": 3}

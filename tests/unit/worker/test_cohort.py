@@ -309,6 +309,7 @@ def test_streams_are_trained_one_by_one(sqlite_url: str, work: Callable[..., Log
     assert {event.outcome for event in log.of(TrialEnded)} == {Outcome.COMPLETE}
 
 
+@pytest.mark.slow
 def test_a_program_that_fails_is_no_error_of_its_trials(
     sqlite_url: str, work: Callable[..., Log], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -125,6 +125,7 @@ def test_a_complete_trial_without_the_metric_is_infeasible_and_says_so_once(
     [({"loss": 1.0, "latency_ms": 25.0}, {"latency_ms": 5.0}), ({"loss": 1.0}, {}), ({"loss": nan}, {})],
     ids=["reported", "not reported", "diverged"],
 )
+@pytest.mark.slow
 def test_a_trial_that_ended_early_has_the_constraints_that_it_reported(
     runs: Runs, last: dict[str, float], stored: dict[str, float]
 ) -> None:

@@ -434,6 +434,7 @@ def test_it_is_reproduced_in_its_stages(runs: Runs, trainer: Any) -> None:
 # --- What is refused
 
 
+@pytest.mark.slow
 def test_what_cannot_be_continued(runs: Runs) -> None:
     runs(make(keep_last=0))
     with pytest.raises(UsageError, match=r"^study 'one' has no saved last states: set keep_last in the study's file"):

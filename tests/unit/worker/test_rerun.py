@@ -70,6 +70,7 @@ def path(tmp_path: Path) -> Path:
     return path
 
 
+@pytest.mark.slow
 def test_a_function_that_returns_its_value_comes_back(path: Path, sqlite_url: str) -> None:
     found = load_target(f"{path}:train", Settings(name="own", trials=2, directions=["minimize"], objectives=["loss"]))
     folder = str(path.parent / "artifacts")

@@ -65,6 +65,7 @@ def test_a_trial_at_the_target_ends_the_study(work: Work, engine: Any) -> None:
     assert show_row(engine, "early", 1)["ended_study"] is None
 
 
+@pytest.mark.slow
 def test_an_ended_study_starts_no_trial_until_the_setting_changes(work: Work, engine: Any) -> None:
     first = work(target=0.9)
     assert work(target=0.9) == first
@@ -145,6 +146,7 @@ def test_the_first_reason_stays_and_a_user_can_stop_before(work: Work, engine: A
     assert (row["state"], row["reason"]) == ("stopped", None)
 
 
+@pytest.mark.slow
 def test_resume_says_that_another_setting_is_needed(
     work: Work, tuner_on_sqlite: Any, capsys: pytest.CaptureFixture[str]
 ) -> None:

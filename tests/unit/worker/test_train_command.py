@@ -114,6 +114,7 @@ def test_lines_of_json_are_reports_and_the_rest_is_a_log(commands: Commands) -> 
         ),
     ],
 )
+@pytest.mark.slow
 def test_a_command_that_fails_shows_its_status_and_its_last_lines(commands: Commands, program: str, error: str) -> None:
     with pytest.raises(StudyStopped, match=rf"the same error ended 3 trials in a row[^\n]*\nbefore\n(.*\n)*.*{error}"):
         commands(program)

@@ -94,6 +94,7 @@ def test_a_function_reports_after_each_epoch(runs: Runs, train: Any) -> None:
 
 
 @pytest.mark.parametrize("returned", [0.25, np.float32(0.25), {"loss": 0.25, "size": 4}])
+@pytest.mark.slow
 def test_a_function_may_only_return_its_result(runs: Runs, returned: Any) -> None:
     (trial,) = runs(lambda hparams, trial: returned)
     more = {"size": 4.0} if isinstance(returned, dict) else {}
@@ -273,6 +274,7 @@ def test_settings_that_do_not_fit_are_refused_before_anything_is_stored(
 # --- Ends
 
 
+@pytest.mark.slow
 def test_a_value_that_is_not_finite_ends_the_trial_as_diverged(runs: Runs) -> None:
     after: list[int] = []
 
@@ -378,6 +380,7 @@ def test_a_stopped_trial_without_a_state_starts_again_with_its_hyperparameters(r
     assert list(runs.metrics(trial)) == [1, 2]
 
 
+@pytest.mark.slow
 def test_a_report_that_is_repeated_after_a_resume_replaces_the_old_one(runs: Runs) -> None:
     stop, runs_so_far = Stop(), []
 
@@ -397,6 +400,7 @@ def test_a_report_that_is_repeated_after_a_resume_replaces_the_old_one(runs: Run
     assert trial.intermediate_values == {1: 1.0, 2: 2.1, 3: 2.2, 4: 2.3}
 
 
+@pytest.mark.slow
 def test_a_file_or_a_folder_can_be_a_state(runs: Runs) -> None:
     stop, seen = Stop(), []
 
@@ -559,6 +563,7 @@ def test_the_states_of_trials_that_are_not_among_the_best_are_removed(runs: Runs
     assert not list(runs.folder.glob("artifacts/*/*/latest"))
 
 
+@pytest.mark.slow
 def test_with_several_objectives_the_states_of_the_whole_front_are_kept(runs: Runs) -> None:
     def train(hparams: HParams, trial: Trial) -> Iterator[dict[str, float]]:
         # Half of the trials are on the front; the others are beaten, by later ones too.

@@ -140,6 +140,7 @@ def test_nan_diverges_and_infinity_is_a_value(runs: Runs) -> None:
     assert (second.state, second.value) == (TrialState.COMPLETE, math.inf)
 
 
+@pytest.mark.slow
 def test_a_step_that_was_reported_keeps_its_value(runs: Runs) -> None:
     def objective(trial: optuna.Trial) -> float:
         trial.report(1.0, 0)
@@ -165,6 +166,7 @@ def test_an_objective_may_end_the_search(runs: Runs) -> None:
     assert len(runs(objective, trials=10)) == 3
 
 
+@pytest.mark.slow
 def test_a_stopped_trial_starts_again_with_its_hyperparameters(runs: Runs) -> None:
     stop, seen = Stop(), []
 
@@ -207,6 +209,7 @@ def test_the_rungs_of_optunas_pruner_are_cleared_with_the_reports(runs: Runs) ->
     assert all(value > 200 for value in stored.values()), "nothing of the first run is left"
 
 
+@pytest.mark.slow
 def test_suggestions_are_stored_before_the_first_report(runs: Runs, wait_until: Callable[..., Any]) -> None:
     def objective(trial: optuna.Trial) -> float:
         x = trial.suggest_float("x", 0.0, 1.0)

@@ -439,6 +439,7 @@ def test_random_ends_leave_no_trial_waiting_and_the_budget_exact(
 # --- Trained again
 
 
+@pytest.mark.slow
 def test_a_trial_comes_back_with_its_seeds_and_is_confirmed_with_others(
     sqlite_url: str, work: Callable[..., Log], tmp_path: Path
 ) -> None:
