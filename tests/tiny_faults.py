@@ -3,6 +3,7 @@
 TINY_FAULT: a signal, a place and a count, as in `SIGKILL before_tell 2`: the first worker of the study that comes to
 the place that often sends itself the signal; no other does.
 TINY_SPACE: `unknown` lets checkpoints find a full disk only while they are written.
+TINY_STALLS: which write of a checkpoint never ends, counted from 1; it is given up soon.
 TINY_CLOCK_S: how far the worker's clock is off.
 TINY_FAILS: trials and how often each fails, as in `1:2 4:1`.
 TINY_RETRIES: how often the study tries a failed trial again.
@@ -10,12 +11,14 @@ TINY_RETRIES: how often the study tries a failed trial again.
 
 from __future__ import annotations
 
+import asyncio
 import dataclasses
 import datetime
 import itertools
 import os
 import pkgutil
 import signal
+import threading
 import time
 from pathlib import Path
 from typing import Any
@@ -49,6 +52,8 @@ def plant(study: Study, folder: Path) -> Study:
         plant_signal(signal.Signals[sent], place, int(count), folder / "faulty")
     if os.environ.get("TINY_SPACE") == "unknown":
         pkgutil.resolve_name("tuner.training.saved.files")._check_space = lambda *_: None
+    if "TINY_STALLS" in os.environ:
+        plant_stall(int(os.environ["TINY_STALLS"]))
     if "TINY_CLOCK_S" in os.environ:
         shift_clock(float(os.environ["TINY_CLOCK_S"]))
     if "TINY_FAILS" in os.environ:
@@ -80,6 +85,21 @@ def plant_signal(sent: signal.Signals, place: str, count: int, marker: Path) -> 
         return result
 
     setattr(owner, name, planted)
+
+
+def plant_stall(count: int) -> None:
+    """Let a write wait forever as Orbax may: in a thread that Python waits for at the end of the process."""
+    files = pkgutil.resolve_name("tuner.training.saved.files")
+    write, limit_s, writes = files._write_arrays, files._STALLED_S, itertools.count(1)
+
+    def planted(*arguments: Any) -> None:
+        is_stalled = next(writes) == count
+        files._STALLED_S = 0.1 if is_stalled else limit_s
+        if is_stalled:
+            asyncio.run(asyncio.to_thread(threading.Event().wait))
+        write(*arguments)
+
+    files._write_arrays = planted
 
 
 def shift_clock(shift_s: float) -> None:

@@ -12,6 +12,7 @@ Results go to stdout, progress and logs to stderr. Exit statuses, the same for a
 
 from __future__ import annotations
 
+import contextlib
 import importlib.metadata
 import io
 import os
@@ -112,6 +113,13 @@ app.add_typer(dashboard.user)
 
 def main() -> None:
     """Run the command line; every `TunerError` is printed as one line on stderr."""
+    try:
+        _main()
+    finally:
+        _leave_stalled_writes()
+
+
+def _main() -> None:
     _open_standard_streams()
     clean_traces()
     for stream in (sys.stdout, sys.stderr):
@@ -134,6 +142,24 @@ def main() -> None:
         if known is None:
             raise
         _fail(known)
+
+
+def _leave_stalled_writes() -> None:
+    """Exit at once, with the status of the command, if a checkpoint is being written that will never be complete."""
+    files = sys.modules.get("tuner.training.saved.files")  # nothing is imported for it
+    if files is None or not files.has_stalled():
+        return
+    error, status = sys.exception(), 1
+    if error is None:
+        status = 0
+    elif not isinstance(error, SystemExit):
+        sys.excepthook(type(error), error, error.__traceback__)
+    elif error.code is None or isinstance(error.code, int):
+        status = error.code or 0
+    for stream in (sys.stdout, sys.stderr):
+        with contextlib.suppress(OSError, ValueError):
+            stream.flush()
+    os._exit(status)
 
 
 def _run() -> None:

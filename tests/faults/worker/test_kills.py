@@ -271,6 +271,19 @@ def test_a_full_disk_costs_checkpoints_only_and_a_line_for_each_trial(
 
 
 @pytest.mark.slow
+def test_a_checkpoint_whose_write_never_ends_costs_that_checkpoint_only(faulty: Faulty, quiet: dict[int, Any]) -> None:
+    worker = faulty.worker(TINY_TRIALS="5", TINY_STALLS="2")
+
+    assert ended(worker) == 0, said(worker)
+
+    assert "Traceback" not in said(worker)
+    (told,) = [line for line in said(worker).splitlines() if "checkpoint" in line]
+    assert "TimeoutError: nothing was written for 0 s" in told
+    check_study_after_faults(faulty.url, faulty.artifacts, 5)
+    check_same(results(faulty.url), quiet, 5)
+
+
+@pytest.mark.slow
 def test_checkpoints_that_vanish_cost_time_only(
     faulty: Faulty, wait_until: Callable[..., Any], quiet: dict[int, Any]
 ) -> None:

@@ -423,6 +423,49 @@ def test_the_same_trouble_is_told_once_and_another_again(tmp_path: Path, capfd: 
             assert "training continues" not in line
 
 
+def test_a_write_that_stalls_is_given_up_and_the_next_one_succeeds(
+    saved: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    answer = threading.Event()
+    with Checkpoints(saved) as checkpoints:
+        with monkeypatch.context() as patch:
+            patch.setattr(files, "_STALLED_S", 0.05)
+            patch.setattr(files, "_write_arrays", lambda *_: answer.wait())
+            checkpoints.save(30, small_state(30), {})
+            checkpoints.wait()
+        assert files.has_stalled()
+        what = f"cannot write a checkpoint to {saved}/latest: TimeoutError: nothing was written for 0 s"
+        assert capfd.readouterr().err == f"tuner: {what}; training continues\n"
+        assert sorted(path.name for path in saved.iterdir()) == ["best", "latest"]
+        assert restored(checkpoints)[0] == 20
+        checkpoints.save(40, small_state(40), {})
+        assert restored(checkpoints)[0] == 40
+    answer.set()
+    for thread in files._stalled:
+        thread.join()
+    assert not files.has_stalled()
+
+
+def test_a_write_that_takes_long_is_waited_for_while_files_grow(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each look at the folder finds one byte more than the one before, until the write ends after the fifth."""
+    looks, is_over, size = [], threading.Event(), files._size
+
+    def grown(folder: Path) -> int:
+        with (folder / "array").open("a") as file:
+            file.write(".")
+        looks.append(size(folder))
+        if len(looks) == 5:
+            is_over.set()
+        return looks[-1]
+
+    monkeypatch.setattr(files, "_STALLED_S", 0.0)
+    monkeypatch.setattr(files, "_size", grown)
+    files._unless_it_stalls(tmp_path, lambda: is_over.wait(300))
+    assert looks[:5] == [1, 2, 3, 4, 5]
+
+
 @pytest.mark.parametrize("every_s", [-1, -0.1, NAN, "60", None, True])
 def test_seconds_between_saves_are_a_number(every_s: Any, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=f"every_s must be a number of seconds, at least 0: got {every_s!r}"):

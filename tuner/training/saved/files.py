@@ -19,6 +19,8 @@ import os
 import shutil
 import sys
 import tempfile
+import threading
+import time
 import traceback
 import urllib.parse
 import uuid
@@ -41,6 +43,10 @@ _SCRATCH = ".tmp-"
 _ABANDONED_S = 3600.0
 """Seconds after which an unfinished checkpoint is assumed to belong to a dead process."""
 _SLACK_BYTES = 2**18  # the files other than the arrays
+_STALLED_S = 300.0
+"""Seconds without a new byte after which a write is given up: Orbax may wait forever for an answer of TensorStore."""
+
+_stalled: list[threading.Thread] = []
 
 T = TypeVar("T")
 
@@ -207,12 +213,8 @@ def _write(folder: Path, content: Content) -> None:
     item, without_elements = _for_disk(content.plain)
     arrays = folder / _ARRAYS
     arrays.mkdir()
-    with _orbax_handler() as handler:
-        from orbax.checkpoint.args import PyTreeSave
-
-        # Orbax refuses a tree without arrays; the step makes sure that there is one.
-        handler.save(arrays, args=PyTreeSave({"step": np.asarray(content.step), "tree": item}))
-        handler.finalize(arrays)
+    # Orbax refuses a tree without arrays; the step makes sure that there is one.
+    _unless_it_stalls(arrays, lambda: _write_arrays(arrays, {"step": np.asarray(content.step), "tree": item}))
     head = {
         "format": FORMAT,
         "step": content.step,
@@ -228,6 +230,62 @@ def _write(folder: Path, content: Content) -> None:
     (folder / _RECORD).write_text(text, encoding="utf-8")
     for path in (*folder.rglob("*"), folder):
         sync(path)
+
+
+def _write_arrays(folder: Path, tree: dict[str, Any]) -> None:
+    with _orbax_handler() as handler:
+        from orbax.checkpoint.args import PyTreeSave
+
+        handler.save(folder, args=PyTreeSave(tree))
+        handler.finalize(folder)
+
+
+def _unless_it_stalls(folder: Path, write: Callable[[], None]) -> None:
+    """Write files below a folder in a thread; give up if nothing new is written for `_STALLED_S` seconds.
+
+    Raises:
+        TimeoutError: Nothing was written for so long. The thread goes on waiting; see `has_stalled`.
+        Exception: What `write` raises.
+    """
+    ended = threading.Event()
+    errors: list[BaseException] = []
+
+    def run() -> None:
+        try:
+            write()
+        except BaseException as error:
+            errors.append(error)
+        finally:
+            ended.set()
+
+    # The threads that Orbax starts in a daemon thread are daemons as well.
+    thread = threading.Thread(target=run, name="checkpoint", daemon=True)
+    thread.start()
+    written, since_s = -1, time.monotonic()
+    while not ended.wait(min(5.0, _STALLED_S)):
+        now_s, size = time.monotonic(), _size(folder)
+        if size != written:
+            written, since_s = size, now_s
+        elif now_s - since_s >= _STALLED_S:
+            _stalled.append(thread)
+            raise TimeoutError(f"nothing was written for {_STALLED_S:.0f} s")
+    if errors:
+        raise errors[0]
+
+
+def _size(folder: Path) -> int:
+    """Return the bytes of the files below a folder; other threads may remove any of them."""
+    size = 0
+    for parent, _, names in os.walk(folder):
+        for name in names:
+            with contextlib.suppress(FileNotFoundError):
+                size += os.stat(os.path.join(parent, name)).st_size
+    return size
+
+
+def has_stalled() -> bool:
+    """Return whether a write that was given up still waits: Python would wait for it at the end of the process."""
+    return any(thread.is_alive() for thread in _stalled)
 
 
 def _check_space(folder: Path, arrays_bytes: int) -> None:
