@@ -100,9 +100,9 @@ def _make_tables(url: str) -> None:
 
 @pytest.fixture
 def postgres_url(request: pytest.FixtureRequest, postgres_server: str) -> Iterator[str]:
-    """The URL of a Postgres database with the tables of a storage; with the mark `without_tables`, of an empty one."""
-    is_empty = request.node.get_closest_marker("without_tables") is not None
-    template = None if is_empty else request.getfixturevalue("postgres_with_tables")
+    """The URL of an empty Postgres database; with the mark `with_tables`, of one with the tables of a storage."""
+    has_tables = request.node.get_closest_marker("with_tables") is not None
+    template = request.getfixturevalue("postgres_with_tables") if has_tables else None
     made = databases.new_database(postgres_server, template)
     yield made.replace("postgresql+psycopg2:", "postgresql:", 1)
     databases.drop_database(postgres_server, made)
@@ -110,9 +110,9 @@ def postgres_url(request: pytest.FixtureRequest, postgres_server: str) -> Iterat
 
 @pytest.fixture
 def sqlite_url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
-    """The URL of a SQLite file with the tables of a storage; with the mark `without_tables`, of a missing one."""
+    """The URL of a SQLite file that does not exist yet; with the mark `with_tables`, of one with those of a storage."""
     path = tmp_path / "study.db"
-    if request.node.get_closest_marker("without_tables") is None:
+    if request.node.get_closest_marker("with_tables") is not None:
         shutil.copy(request.getfixturevalue("sqlite_with_tables"), path)
     return f"sqlite:///{path}"
 

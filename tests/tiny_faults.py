@@ -90,16 +90,14 @@ def plant_signal(sent: signal.Signals, place: str, count: int, marker: Path) -> 
 def plant_stall(count: int) -> None:
     """Let a write wait forever as Orbax may: in a thread that Python waits for at the end of the process."""
     files = pkgutil.resolve_name("tuner.training.saved.files")
-    write, limit_s, writes = files._write_arrays, files._STALLED_S, itertools.count(1)
+    unless_it_stalls, writes = files._unless_it_stalls, itertools.count(1)
 
-    def planted(*arguments: Any) -> None:
-        is_stalled = next(writes) == count
-        files._STALLED_S = 0.1 if is_stalled else limit_s
-        if is_stalled:
-            asyncio.run(asyncio.to_thread(threading.Event().wait))
-        write(*arguments)
+    def planted(folder: Path, write: Any, limit_s: float) -> None:
+        if next(writes) == count:
+            write, limit_s = lambda: asyncio.run(asyncio.to_thread(threading.Event().wait)), 0.1
+        unless_it_stalls(folder, write, limit_s)
 
-    files._write_arrays = planted
+    files._LOOK_S, files._unless_it_stalls = 0.05, planted
 
 
 def shift_clock(shift_s: float) -> None:

@@ -80,7 +80,6 @@ def reader_url(plain_url: str) -> Iterator[str]:
     owner.dispose()
 
 
-@pytest.mark.without_tables
 def test_queries_create_no_tables_and_need_only_select(plain_url: str, reader_url: str, tmp_path: Path) -> None:
     before, shell = tables(plain_url), Tuner(tmp_path, reader_url)
     assert not any(name.startswith("tuner") for name in before)
@@ -138,7 +137,6 @@ def test_changes_in_the_dashboard_still_work_on_a_plain_database(plain_url: str)
     storage.close()
 
 
-@pytest.mark.without_tables
 def test_the_dashboard_of_an_empty_database_waits_for_its_first_study(storage_url: str) -> None:
     if storage_url.startswith("sqlite"):
         sa.create_engine(storage_url).connect().close()  # creates the file

@@ -20,7 +20,7 @@ from tuner.dashboard import study_detail as opening
 from tuner.dashboard.study_detail import StudyDetail
 from tuner.storage import open_storage, parse_url
 
-pytestmark = pytest.mark.filterwarnings("ignore::optuna.exceptions.ExperimentalWarning")
+pytestmark = [pytest.mark.filterwarnings("ignore::optuna.exceptions.ExperimentalWarning"), pytest.mark.with_tables]
 
 SPACE = {
     "rate": FloatDistribution(1e-5, 1.0, log=True),

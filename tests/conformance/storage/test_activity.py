@@ -23,7 +23,7 @@ from tuner.storage.sql.tables import attempts, leases, records, reports, workers
 from tuner.training.saved import files as checkpoint_files
 from tuner.training.saved.files import Content
 
-pytestmark = pytest.mark.timezone
+pytestmark = [pytest.mark.timezone, pytest.mark.with_tables]
 
 
 @pytest.fixture

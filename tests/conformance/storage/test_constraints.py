@@ -32,6 +32,8 @@ from tuner.storage.worker.confirmations import store_confirmation
 from tuner.storage.worker.studies import agree, register
 from tuner.trial import optuna_private as private
 
+pytestmark = pytest.mark.with_tables
+
 inf, nan = math.inf, math.nan
 
 

@@ -20,6 +20,8 @@ from tuner.storage.worker.fences import Lease
 from tuner.storage.worker.studies import register
 from tuner.trial import Report
 
+pytestmark = pytest.mark.with_tables
+
 
 @pytest.fixture
 def storage(storage_url: str) -> Iterator[Any]:

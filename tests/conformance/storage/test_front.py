@@ -13,6 +13,8 @@ import pytest
 import tuner
 from tuner.storage.read.front import is_worth_keeping, removable
 
+pytestmark = pytest.mark.with_tables
+
 MAXIMIZE = (False, True)
 GRID = (-math.inf, -1.0, 0.0, 0.5, 2.0, math.inf)
 

@@ -15,6 +15,8 @@ from tuner.storage import parse_url
 from tuner.storage.read.queries import find_study
 from tuner.storage.worker.studies import Owner, set_ownership
 
+pytestmark = pytest.mark.with_tables
+
 
 def test_the_first_user_owns_a_study_until_an_owner_is_given(storage_url: str) -> None:
     with opened(storage_url) as storage:

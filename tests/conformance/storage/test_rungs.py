@@ -29,6 +29,8 @@ from tuner.storage.worker import rungs as rungs_module
 from tuner.storage.worker.fences import Lease
 from tuner.storage.worker.rungs import leave_rungs
 
+pytestmark = pytest.mark.with_tables
+
 inf, nan = math.inf, math.nan
 
 

@@ -24,8 +24,6 @@ from tuner.storage.sql import schema
 from tuner.storage.sql.engine import new_engine
 from tuner.storage.sql.tables import VERSION_TABLE, tuner_tables
 
-pytestmark = pytest.mark.without_tables
-
 inf, nan = math.inf, math.nan
 
 

@@ -307,7 +307,6 @@ def test_a_server_without_the_database_says_so(reach: Any, postgres_url: str) ->
     assert "\n" not in str(caught.value)
 
 
-@pytest.mark.without_tables
 def test_connecting_creates_no_file(sqlite_url: str, tmp_path: Path) -> None:
     with pytest.raises(StorageLost, match=r"no file '.*/study\.db' .*; launch a study first"):
         connect(sqlite_url)
@@ -315,7 +314,6 @@ def test_connecting_creates_no_file(sqlite_url: str, tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.without_tables
 def test_connecting_creates_no_tables(storage_url: str, tmp_path: Path) -> None:
     (tmp_path / "study.db").touch()
 

@@ -78,6 +78,7 @@ def run_one_of_each(db: StudyDatabase) -> None:
     db.tell(db.claim())
 
 
+@pytest.mark.with_tables
 def test_all_programs_store_utc_and_all_read_the_same(storage_url: str, zone: str) -> None:
     with study_database(storage_url) as db:
         before = datetime.datetime.now(UTC).replace(tzinfo=None) - datetime.timedelta(seconds=1)
@@ -119,6 +120,7 @@ def test_local_times_are_those_of_optuna_and_an_hour_that_occurs_twice_is_told_a
             assert zones.utc_time(ours) == stored
 
 
+@pytest.mark.with_tables
 def test_a_trial_that_is_given_with_its_times_keeps_them(storage_url: str, zone: str) -> None:
     start = datetime.datetime(2026, 7, 1, 12, 0, 0, 250_000)
     given = optuna.trial.create_trial(value=1.0)
@@ -132,6 +134,7 @@ def test_a_trial_that_is_given_with_its_times_keeps_them(storage_url: str, zone:
 
 
 @pytest.mark.slow
+@pytest.mark.with_tables
 def test_the_dashboard_tells_times_with_their_zone(storage_url: str, zone: str) -> None:
     with study_database(storage_url) as db:
         for _ in range(4):
@@ -223,6 +226,7 @@ def old(storage_url: str) -> Iterator[Old]:
         yield Old(db)
 
 
+@pytest.mark.with_tables
 def test_times_of_an_unknown_zone_stay_and_are_marked(old: Old, tmp_path: Path) -> None:
     before = stored_times(old.db.url)
     with pytest.raises(StorageSchemaError, match=r"are at version 0004, .* run `tuner upgrade`"):
@@ -258,6 +262,7 @@ def _times_row(url: str) -> Any:
 
 
 @pytest.mark.slow
+@pytest.mark.with_tables
 def test_local_times_are_converted_once(old: Old) -> None:
     said = schema.upgrade(old.db.url, "America/New_York")
 
@@ -274,6 +279,7 @@ def test_local_times_are_converted_once(old: Old) -> None:
         assert stored_times(old.db.url) == old.utc
 
 
+@pytest.mark.with_tables
 def test_they_can_be_converted_after_the_upgrade(old: Old) -> None:
     schema.upgrade(old.db.url)
     new = old.db.study.ask()  # stored by this version: not to be converted
@@ -286,6 +292,7 @@ def test_they_can_be_converted_after_the_upgrade(old: Old) -> None:
     assert stored_times(old.db.url) == old.utc | {new.number: kept}
 
 
+@pytest.mark.with_tables
 def test_a_conversion_that_fails_changes_nothing(old: Old, monkeypatch: pytest.MonkeyPatch) -> None:
     before = everything(old.db.url)
     real, calls = zones._is_possible, []
@@ -306,6 +313,7 @@ def test_a_conversion_that_fails_changes_nothing(old: Old, monkeypatch: pytest.M
 
 
 @pytest.mark.slow
+@pytest.mark.with_tables
 def test_hours_that_occur_twice_and_times_that_never_were(old: Old) -> None:
     """In New York 01:30 came twice on 2026-11-01, at 05:30 and 06:30 UTC; 02:30 did not come on 2026-03-08."""
 
@@ -334,6 +342,7 @@ def test_hours_that_occur_twice_and_times_that_never_were(old: Old) -> None:
     )
 
 
+@pytest.mark.with_tables
 def test_what_cannot_be_of_the_zone_is_left(old: Old) -> None:
     schema.upgrade(old.db.url)
     start, end = old.utc[1]
@@ -365,7 +374,6 @@ def test_a_zone_must_exist(sqlite_url: str, name: str) -> None:
 
 
 @pytest.mark.parametrize(("version", "is_new"), [("4.1.0", False), ("5.0.0", True)])
-@pytest.mark.without_tables
 def test_times_of_plain_optuna_are_utc_from_its_version_5_on(storage_url: str, version: str, is_new: bool) -> None:
     restore(storage_url, "4.1.0")
     with connection_to(storage_url) as connection:
@@ -380,7 +388,6 @@ def test_times_of_plain_optuna_are_utc_from_its_version_5_on(storage_url: str, v
         engine.dispose()
 
 
-@pytest.mark.without_tables
 @pytest.mark.slow
 def test_an_upgrade_that_ends_in_the_middle_forgets_no_local_times(
     storage_url: str, monkeypatch: pytest.MonkeyPatch
@@ -407,6 +414,7 @@ def test_an_upgrade_that_ends_in_the_middle_forgets_no_local_times(
 # --- Trackers
 
 
+@pytest.mark.with_tables
 def test_trackers_are_told_which_times_are_of_an_unknown_zone(old: Old) -> None:
     schema.upgrade(old.db.url)
     late = datetime.datetime(2026, 1, 1, 12)
@@ -431,6 +439,7 @@ def _told(db: StudyDatabase) -> dict[int, Any]:
     return {one.row.number: mirror.describe_trial(study, one) for one in unsent}
 
 
+@pytest.mark.with_tables
 def test_a_workers_own_tables_agree_with_the_trials_times(storage_url: str, zone: str) -> None:
     """Seconds since 1970 beside Optuna's columns: both are the database's clock."""
     with study_database(storage_url) as db:

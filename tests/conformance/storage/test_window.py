@@ -17,6 +17,8 @@ from tuner.storage.optuna import window
 from tuner.storage.optuna.storage import WindowedStorage
 from tuner.storage.optuna.window import is_sampled, level
 
+pytestmark = pytest.mark.with_tables
+
 FROM, BEST = 20, 5
 SPACE = {"x": FloatDistribution(0.0, 1.0)}
 

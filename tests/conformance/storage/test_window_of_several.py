@@ -19,6 +19,8 @@ from tuner.storage.optuna import window
 from tuner.storage.optuna.storage import WindowedStorage
 from tuner.storage.optuna.window import is_sampled, level
 
+pytestmark = pytest.mark.with_tables
+
 FROM = 40
 SPACE: dict[str, BaseDistribution] = {"x": FloatDistribution(0.0, 1.0)}
 ENDED = (TrialState.COMPLETE, TrialState.PRUNED)

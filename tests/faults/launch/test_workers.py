@@ -111,7 +111,6 @@ def test_an_interrupted_launch_ends_soon_and_resumes(
 
 @pytest.mark.slow
 @pytest.mark.parametrize("sent", [signal.SIGTERM, signal.SIGINT])
-@pytest.mark.without_tables
 def test_a_worker_whose_data_never_come_ends_on_the_first_signal(
     tuner_on_sqlite: Any, tiny_study: Path, tmp_path: Path, wait_until: Callable[..., Any], sent: signal.Signals
 ) -> None:

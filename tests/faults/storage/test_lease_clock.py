@@ -13,6 +13,8 @@ from storage_tools import report, study_database
 from tuner.storage.worker.claims import MAX_DEATHS
 from tuner.storage.worker.renewal import renewed
 
+pytestmark = pytest.mark.with_tables
+
 FAKETIME = next(iter(Path("/usr/lib").glob("*/faketime/libfaketimeMT.so.1")), None)
 CLAIM = """
 import sys

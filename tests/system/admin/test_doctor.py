@@ -42,7 +42,6 @@ def tracker() -> Iterator[tuple[str, list[str]]]:
     server.server_close()
 
 
-@pytest.mark.without_tables
 def test_a_healthy_place(tuner_on_postgres: Any) -> None:
     folder = tuner_on_postgres.folder
     rows = {row["check"]: row for row in tuner_on_postgres.rows("doctor")}
@@ -74,7 +73,6 @@ def test_a_sick_place(tuner_on_sqlite: Any) -> None:
     assert "Connection refused" in lines["tracking"]
 
 
-@pytest.mark.without_tables
 def test_a_file_that_is_not_there_yet_is_no_trouble(sqlite_url: str, tmp_path: Path) -> None:
     (row,) = _storage(parse_url(sqlite_url))
     assert (row["status"], row["found"]) == ("ok", f"{sqlite_url}: does not exist yet; the first launch creates it")

@@ -9,8 +9,6 @@ from typing import Any
 import optuna
 import pytest
 
-pytestmark = pytest.mark.without_tables
-
 SECRET = "s3cret"
 
 

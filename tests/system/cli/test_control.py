@@ -100,7 +100,6 @@ def test_a_stopped_study_ends_soon_and_resumed_it_ends_as_if_nothing_had_been(
 
 @pytest.mark.slow
 @pytest.mark.parametrize("command", ["stop", "resume"])
-@pytest.mark.without_tables
 def test_an_unknown_study_is_one_line_with_the_nearest(tuner_on_sqlite: Any, tiny_function: Path, command: str) -> None:
     tuner = tuner_on_sqlite
     nowhere = tuner.run(command, "tiny")
@@ -170,7 +169,6 @@ def test_hours_end_a_launch_and_more_of_them_finish_the_study(
         *(pytest.param("--device-hours", value, value, marks=pytest.mark.long) for value in ("0.0", "-0.5")),
     ],
 )
-@pytest.mark.without_tables
 def test_hours_that_cannot_be_are_one_line(
     tuner_on_sqlite: Any, tiny_function: Path, tmp_path: Path, flag: str, value: str, shown: str
 ) -> None:

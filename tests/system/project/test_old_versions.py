@@ -24,8 +24,6 @@ from optuna.storages import RDBStorage
 
 from tuner.training.saved.checkpoints import read
 
-pytestmark = pytest.mark.without_tables
-
 OLD = Path(__file__).parents[2] / "data" / "v0.1"
 STOPPED = 12
 """A trial whose worker was stopped after its second epoch of six."""

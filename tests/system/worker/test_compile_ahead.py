@@ -96,7 +96,6 @@ def shown(tuner: Tuner, count: int) -> list[dict[str, Any]]:
 
 
 @pytest.mark.slow
-@pytest.mark.without_tables
 def test_after_compile_only_no_trial_compiles_anything(nine: Tuner) -> None:
     done = nine.run("worker", "nine.py", "--compile-only")
     assert done.returncode == 0, done.stderr

@@ -44,6 +44,8 @@ from tuner.storage.worker.studies import join, leave, register
 from tuner.trial import Outcome, Report
 from tuner.trial.extension import EXTENSION_KEY, Extension
 
+pytestmark = pytest.mark.with_tables
+
 TRAINER = SimpleNamespace(train_model=None)
 
 

@@ -20,6 +20,8 @@ from tuner.storage.worker.fences import Lease
 from tuner.storage.worker.studies import end_study, join, register
 from tuner.trial import Outcome
 
+pytestmark = pytest.mark.with_tables
+
 ABOUT = {"host": "here", "pid": 1, "devices": "cpu"}
 
 

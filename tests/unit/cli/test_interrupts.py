@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
+
 import pytest
 from interrupted import wait_interrupted
 
@@ -39,3 +42,34 @@ def test_an_error_is_interrupted_however_many_came_between() -> None:
     assert not is_interrupted(second)
     first.__context__ = KeyboardInterrupt()
     assert is_interrupted(second)
+
+
+@pytest.mark.parametrize(
+    ("ends", "status", "said"),
+    [
+        ("print('done')", 0, []),
+        ("sys.exit(3)", 3, []),
+        ("raise UsageError('no such study')", 2, ["tuner: no such study"]),
+        ("raise RuntimeError('a fault of tuner')", 1, ["RuntimeError: a fault of tuner"]),
+    ],
+)
+def test_a_command_ends_with_its_status_though_a_write_of_a_checkpoint_never_ends(
+    ends: str, status: int, said: list[str]
+) -> None:
+    """Python would wait for the thread of that write at the end of the process."""
+    code = f"""if True:
+        import sys, threading
+        from tuner import cli
+        from tuner.errors import UsageError
+        from tuner.training.saved import files
+        def run():
+            {ends}
+        cli._run = run
+        files._stalled.append(threading.Thread(target=threading.Event().wait))
+        files._stalled[0].start()
+        cli.main()
+    """
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=300)
+    assert done.returncode == status, done.stderr
+    assert done.stderr.splitlines()[-1:] == said
+    assert done.stdout == ("done\n" if status == 0 else "")

@@ -25,6 +25,8 @@ from tuner.storage.worker.fences import Lease
 from tuner.storage.worker.studies import register
 from tuner.trial import Outcome
 
+pytestmark = pytest.mark.with_tables
+
 
 @pytest.fixture
 def storage(sqlite_url: str) -> Iterator[Any]:

@@ -16,6 +16,8 @@ from tuner.results.plots import Subject
 from tuner.storage.optuna.storage import Storage
 from tuner.storage.read.queries import StudyRow, find_study
 
+pytestmark = pytest.mark.with_tables
+
 
 @pytest.fixture
 def storage(sqlite_url: str) -> Iterator[Storage]:

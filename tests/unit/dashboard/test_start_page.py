@@ -7,6 +7,7 @@ import sys
 from typing import Any
 
 import optuna
+import pytest
 from storage_tools import opened
 
 from tuner.admin.edits import relabel
@@ -14,6 +15,8 @@ from tuner.dashboard.app import routes
 from tuner.dashboard.login import CALLER, Caller
 from tuner.dashboard.users import Role
 from tuner.storage import parse_url
+
+pytestmark = pytest.mark.with_tables
 
 
 def listed(app: Any, query: str = "") -> tuple[list[str], str]:

@@ -8,8 +8,6 @@ from typing import Any
 import pytest
 import yaml
 
-pytestmark = pytest.mark.without_tables
-
 POSTGRES = "postgresql+psycopg2://me:secret@db/tuner"
 ON = ["launch", "tiny.py", "--on", "slurm"]
 ON_RAY = ["launch", "tiny.py", "--on", "ray", "--storage", POSTGRES]

@@ -32,6 +32,8 @@ from tuner.storage.worker.fences import Lease
 from tuner.storage.worker.studies import Budget, join, leave, register, store_budget
 from tuner.trial import Outcome
 
+pytestmark = pytest.mark.with_tables
+
 QUICK = Pace(timeout_s=5.0, first_pause_s=0.02, longest_pause_s=0.05, poll_s=0.05, end_s=30.0)
 
 

@@ -17,6 +17,8 @@ from tuner.notify.notifier import Notifier, Pace
 from tuner.notify.receivers import parse_receiver
 from tuner.storage import notices, parse_url
 
+pytestmark = pytest.mark.with_tables
+
 QUICK = Pace(timeout_s=5.0, first_pause_s=0.02, longest_pause_s=0.05, poll_s=0.05, end_s=30.0)
 FINISHED = Ending("finished", "budget", State(10, 10, 0.5, 3), "host:1", 2)
 

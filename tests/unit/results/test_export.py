@@ -27,6 +27,8 @@ from tuner.results.export import export_trials
 from tuner.results.rows import trial_rows
 from tuner.storage import connect
 
+pytestmark = pytest.mark.with_tables
+
 KINDS = ('a, "quoted"\nü', 3, None)
 
 

@@ -21,6 +21,8 @@ from tuner.storage.worker.fences import Lease
 from tuner.storage.worker.studies import register
 from tuner.trial import Outcome, Report
 
+pytestmark = pytest.mark.with_tables
+
 ABOVE_5: dict[str, Any] = {"name": "threshold", "upper": 5.0}
 
 

@@ -42,6 +42,8 @@ from tuner.storage.worker.studies import (
 )
 from tuner.trial import Outcome, Report
 
+pytestmark = pytest.mark.with_tables
+
 nan, inf = math.nan, math.inf
 ENDS = [Outcome.COMPLETE, Outcome.PRUNED, Outcome.DIVERGED, Outcome.OUT_OF_MEMORY, Outcome.TIMED_OUT, Outcome.FAILED]
 

@@ -130,7 +130,6 @@ def test_a_server_that_has_started_meanwhile_is_used(
     assert clock.now_s == 10.0
 
 
-@pytest.mark.without_tables
 def test_a_file_that_is_missing_is_not_waited_for(clock: Clock, sqlite_url: str) -> None:
     with pytest.raises(StorageLost, match="the storage does not exist"):
         connect_when_up(sqlite_url)

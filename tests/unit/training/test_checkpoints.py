@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
 import math
@@ -429,6 +430,7 @@ def test_a_write_that_stalls_is_given_up_and_the_next_one_succeeds(
     answer = threading.Event()
     with Checkpoints(saved) as checkpoints:
         with monkeypatch.context() as patch:
+            patch.setattr(files, "_LOOK_S", 0.01)
             patch.setattr(files, "_STALLED_S", 0.05)
             patch.setattr(files, "_write_arrays", lambda *_: answer.wait())
             checkpoints.save(30, small_state(30), {})
@@ -446,24 +448,46 @@ def test_a_write_that_stalls_is_given_up_and_the_next_one_succeeds(
     assert not files.has_stalled()
 
 
-def test_a_write_that_takes_long_is_waited_for_while_files_grow(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(
+    ("sizes", "looks"), [([1, 2, 3, 4, 5, 6], 6), ([1, 1, 2, 2, 3, 3], 6), ([1, 2, 2, 2, 3, 4], 4)]
+)
+def test_a_write_is_given_up_after_two_looks_without_a_new_byte(
+    sizes: list[int], looks: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Each look at the folder finds one byte more than the one before, until the write ends after the fifth."""
-    looks, is_over, size = [], threading.Event(), files._size
+    """Each look at the folder finds so many bytes; the write ends after the last."""
+    seen, is_over = [], threading.Event()
 
-    def grown(folder: Path) -> int:
-        with (folder / "array").open("a") as file:
-            file.write(".")
-        looks.append(size(folder))
-        if len(looks) == 5:
+    def found(_: Path) -> int:
+        seen.append(sizes[min(len(seen), len(sizes) - 1)])
+        if len(seen) == len(sizes):
             is_over.set()
-        return looks[-1]
+            is_over_and_noticed.wait(300)
+        return seen[-1]
 
-    monkeypatch.setattr(files, "_STALLED_S", 0.0)
-    monkeypatch.setattr(files, "_size", grown)
-    files._unless_it_stalls(tmp_path, lambda: is_over.wait(300))
-    assert looks[:5] == [1, 2, 3, 4, 5]
+    is_over_and_noticed = threading.Event()
+
+    def write() -> None:
+        is_over.wait(300)
+        is_over_and_noticed.set()
+
+    monkeypatch.setattr(files, "_LOOK_S", 0.01)
+    monkeypatch.setattr(files, "_size", found)
+    with pytest.raises(TimeoutError) if looks < len(sizes) else contextlib.nullcontext():
+        files._unless_it_stalls(tmp_path, write, 0.02)
+    assert len(seen[: len(sizes)]) == looks
+    is_over.set()
+
+
+def test_a_large_checkpoint_may_be_compressed_for_longer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    limits = []
+    monkeypatch.setattr(files, "_check_space", lambda *_: None)
+    monkeypatch.setattr(files, "_unless_it_stalls", lambda _folder, _write, limit_s: limits.append(limit_s))
+    for count in (1, 2**40):  # float64; a terabyte is a second for each 10 MB
+        array = np.broadcast_to(np.zeros(1), count)
+        folder = tmp_path / str(count)
+        folder.mkdir()
+        files._write(folder, files.Content(1, {"a": array}, {}))
+    assert limits == [300.0, 2**43 / 1e7]
 
 
 @pytest.mark.parametrize("every_s", [-1, -0.1, NAN, "60", None, True])

@@ -63,6 +63,7 @@ def trials_of(url: str) -> list[Any]:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("cohort", [1, 3])
+@pytest.mark.with_tables
 def test_trials_report_what_the_function_computes(sqlite_url: str, work: Callable[..., Log], cohort: int) -> None:
     log = work(study_of(cohort=cohort), sqlite_url)
     trials = trials_of(sqlite_url)
@@ -76,6 +77,7 @@ def test_trials_report_what_the_function_computes(sqlite_url: str, work: Callabl
 
 
 @pytest.mark.slow
+@pytest.mark.with_tables
 def test_trials_and_epochs_draw_numbers_of_their_own(tmp_path: Path, work: Callable[..., Log]) -> None:
     drawn: list[list[float]] = []
     for cohort in (1, 6):
@@ -87,6 +89,7 @@ def test_trials_and_epochs_draw_numbers_of_their_own(tmp_path: Path, work: Calla
 
 
 @pytest.mark.slow
+@pytest.mark.with_tables
 def test_a_trial_with_several_seeds_is_their_mean(sqlite_url: str, work: Callable[..., Log]) -> None:
     work(study_of(drawing, seeds=3, trials=2), sqlite_url)
     assert all(0.0 < trial.value < 1.0 for trial in trials_of(sqlite_url))

@@ -22,6 +22,8 @@ from tuner.storage import connect
 from tuner.storage.worker.confirmations import store_confirmation
 from tuner.worker import run_worker
 
+pytestmark = pytest.mark.with_tables
+
 
 class Small(Space):
     width: int = choice(1, 2)

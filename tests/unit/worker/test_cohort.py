@@ -135,6 +135,7 @@ def lanes_of(url: str) -> list[str]:
     return [value for key, value in rows if key == LANES_KEY]
 
 
+@pytest.mark.with_tables
 def test_trials_come_to_what_they_come_to_one_by_one(
     storage_url: str, tmp_path: Path, work: Callable[..., Log]
 ) -> None:
@@ -159,6 +160,7 @@ def test_trials_come_to_what_they_come_to_one_by_one(
 @pytest.mark.parametrize(
     "seed", [0, 1, pytest.param(2, marks=pytest.mark.slow), pytest.param(3, marks=pytest.mark.slow)]
 )
+@pytest.mark.with_tables
 def test_random_ends_keep_the_lanes_busy_and_the_budget_exact(
     seed: int, sqlite_url: str, work: Callable[..., Log], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -187,6 +189,7 @@ def test_random_ends_keep_the_lanes_busy_and_the_budget_exact(
 
 
 @pytest.mark.slow
+@pytest.mark.with_tables
 def test_asha_decides_as_for_the_same_reports_one_after_another(sqlite_url: str, work: Callable[..., Log]) -> None:
     """The oracle is Optuna's pruner, which gets the reports in the order in which the cohort made them."""
     pruner = optuna.pruners.SuccessiveHalvingPruner(min_resource=1, reduction_factor=2)
@@ -207,6 +210,7 @@ def test_asha_decides_as_for_the_same_reports_one_after_another(sqlite_url: str,
 
 
 @pytest.mark.slow
+@pytest.mark.with_tables
 def test_trials_of_other_programs_wait_for_their_turn_and_none_starves(
     sqlite_url: str, work: Callable[..., Log]
 ) -> None:
@@ -223,6 +227,7 @@ def test_trials_of_other_programs_wait_for_their_turn_and_none_starves(
 
 
 @pytest.mark.slow
+@pytest.mark.with_tables
 def test_the_shares_of_static_values_are_those_of_the_sampler(sqlite_url: str, tmp_path: Path, work: Any) -> None:
     """Random search gives each trial the same hyperparameters in a cohort, so that no share can differ at all."""
     alone = f"sqlite:///{tmp_path / 'alone.db'}"
@@ -233,6 +238,7 @@ def test_the_shares_of_static_values_are_those_of_the_sampler(sqlite_url: str, t
 
 
 @pytest.mark.slow
+@pytest.mark.with_tables
 def test_a_worker_that_is_asked_to_stop_gives_all_trials_back(sqlite_url: str, work: Callable[..., Log]) -> None:
     stop = Stop()
 
@@ -254,6 +260,7 @@ def test_a_worker_that_is_asked_to_stop_gives_all_trials_back(sqlite_url: str, w
 
 
 @pytest.mark.slow
+@pytest.mark.with_tables
 def test_a_trial_that_waits_for_its_turn_does_not_use_up_its_minutes(
     sqlite_url: str, work: Callable[..., Log], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -273,6 +280,7 @@ def test_a_trial_that_waits_for_its_turn_does_not_use_up_its_minutes(
 
 
 @pytest.mark.slow
+@pytest.mark.with_tables
 def test_trials_that_wait_for_their_turn_are_given_back_when_the_study_is_stopped(
     sqlite_url: str, work: Callable[..., Log]
 ) -> None:
@@ -292,6 +300,7 @@ def test_trials_that_wait_for_their_turn_are_given_back_when_the_study_is_stoppe
 
 
 @pytest.mark.slow
+@pytest.mark.with_tables
 def test_streams_are_trained_one_by_one(sqlite_url: str, work: Callable[..., Log]) -> None:
     class Rows:
         def __len__(self) -> int:
@@ -310,6 +319,7 @@ def test_streams_are_trained_one_by_one(sqlite_url: str, work: Callable[..., Log
 
 
 @pytest.mark.slow
+@pytest.mark.with_tables
 def test_a_program_that_fails_is_no_error_of_its_trials(
     sqlite_url: str, work: Callable[..., Log], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -325,6 +335,7 @@ def test_a_program_that_fails_is_no_error_of_its_trials(
 
 
 @pytest.mark.slow
+@pytest.mark.with_tables
 def test_without_memory_for_so_many_lanes_half_as_many_are_used(
     sqlite_url: str, work: Callable[..., Log], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -343,6 +354,7 @@ def test_without_memory_for_so_many_lanes_half_as_many_are_used(
 
 
 @pytest.mark.slow
+@pytest.mark.with_tables
 def test_an_error_of_all_trials_stops_the_study(sqlite_url: str, work: Callable[..., Log]) -> None:
     class Broken(Line):
         def on_training_epoch_end(self, state: Any, hparams: Any, epoch: int, metrics: Any) -> Any:
@@ -354,6 +366,7 @@ def test_an_error_of_all_trials_stops_the_study(sqlite_url: str, work: Callable[
 
 
 @pytest.mark.slow
+@pytest.mark.with_tables
 def test_a_cohort_needs_one_device(sqlite_url: str, work: Callable[..., Log], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TUNER_DEVICES", "cpu 0,1")
     monkeypatch.setattr("tuner.training.loop.runtime.worker_layout", lambda devices: Layout(jax.devices()[:2]))
@@ -384,6 +397,7 @@ class Unmappable(Line):
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("loop", "cohort"), [("auto", 3), ("scan", 3), ("auto", "auto")])
+@pytest.mark.with_tables
 def test_trials_that_cannot_share_a_program_train_one_by_one(
     loop: Any, cohort: Any, sqlite_url: str, work: Callable[..., Log]
 ) -> None:
@@ -398,6 +412,7 @@ def test_trials_that_cannot_share_a_program_train_one_by_one(
 
 @pytest.mark.slow
 @pytest.mark.parametrize("cohort", [3, "auto"])
+@pytest.mark.with_tables
 def test_a_program_that_fails_for_some_trials_fails_those_alone(
     cohort: Any, sqlite_url: str, work: Callable[..., Log]
 ) -> None:
@@ -420,6 +435,7 @@ def test_a_program_that_fails_for_some_trials_fails_those_alone(
 
 
 @pytest.mark.slow
+@pytest.mark.with_tables
 def test_failures_stop_the_study_only_if_no_trial_that_runs_is_better(
     sqlite_url: str, work: Callable[..., Log]
 ) -> None:
@@ -441,6 +457,7 @@ def test_failures_stop_the_study_only_if_no_trial_that_runs_is_better(
     assert (outcomes.count(Outcome.FAILED), outcomes.count(Outcome.COMPLETE)) == (3, 6)
 
 
+@pytest.mark.with_tables
 def test_a_sampler_that_ends_the_search_ends_it(sqlite_url: str, work: Callable[..., Log]) -> None:
     class Stopping(optuna.samplers.RandomSampler):
         def after_trial(self, study: Any, trial: Any, state: Any, values: Any) -> None:
@@ -452,6 +469,7 @@ def test_a_sampler_that_ends_the_search_ends_it(sqlite_url: str, work: Callable[
     assert len(log.of(SearchFinished)) == 1
 
 
+@pytest.mark.with_tables
 def test_trials_that_begin_report_or_end_together_do_so_in_one_transaction(
     sqlite_url: str, work: Callable[..., Log], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -488,6 +506,7 @@ def test_trials_that_begin_report_or_end_together_do_so_in_one_transaction(
 
 
 @pytest.mark.slow
+@pytest.mark.with_tables
 def test_reports_that_no_pruner_judges_are_not_waited_for(
     sqlite_url: str, work: Callable[..., Log], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -507,6 +526,7 @@ def test_reports_that_no_pruner_judges_are_not_waited_for(
 
 
 @pytest.mark.slow
+@pytest.mark.with_tables
 def test_gathered_reports_are_stored_with_those_that_a_pruner_judges(
     sqlite_url: str, work: Callable[..., Log], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -529,6 +549,7 @@ def test_gathered_reports_are_stored_with_those_that_a_pruner_judges(
     assert found == [(trial_id, epoch) for trial_id in (1, 2, 3) for epoch in range(1, last[trial_id] + 1)]
 
 
+@pytest.mark.with_tables
 def test_trials_that_have_ended_are_stored_although_the_worker_fails(
     sqlite_url: str, work: Callable[..., Log], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -546,6 +567,7 @@ def test_trials_that_have_ended_are_stored_although_the_worker_fails(
     assert endings == [("complete",)] * 3, "the sampler was told"
 
 
+@pytest.mark.with_tables
 def test_leases_are_renewed_before_the_first_turn(
     sqlite_url: str, work: Callable[..., Log], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -14,6 +14,8 @@ from tuner.study.source import import_file
 from tuner.worker import run_worker
 from tuner.worker.rerun import Comparison, open_study, reproduce
 
+pytestmark = pytest.mark.with_tables
+
 FILE = """
 import tuner
 from tuner import Space, uniform

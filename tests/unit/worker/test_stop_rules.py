@@ -20,6 +20,8 @@ from tuner.storage.worker.studies import end_study, find_end, stop
 from tuner.trial.events import StudyEnded
 from tuner.worker import run_worker
 
+pytestmark = pytest.mark.with_tables
+
 
 class HParams(Space):
     x: float = uniform(0.0, 1.0)

@@ -17,6 +17,8 @@ from tuner.storage.worker.studies import register
 from tuner.training import ArrayDataset, Splits, TrainerModule, load_from_checkpoint
 from tuner.worker import run_worker
 
+pytestmark = pytest.mark.with_tables
+
 VALUES = (3.0, 1.0, 2.0)
 """The objective after each epoch: the second is the best, the third the last."""
 

@@ -138,6 +138,7 @@ def by_hand(study: Study, row: Any, count: int) -> list[list[Report]]:
 # --- Values
 
 
+@pytest.mark.with_tables
 def test_a_trial_is_the_mean_of_trainings_by_hand(sqlite_url: str, work: Callable[..., Log], tmp_path: Path) -> None:
     study = study_of(trials=2)
     log = work(study, sqlite_url)
@@ -175,6 +176,7 @@ def test_a_trial_is_the_mean_of_trainings_by_hand(sqlite_url: str, work: Callabl
 
 
 @pytest.mark.slow
+@pytest.mark.with_tables
 def test_a_cohort_comes_to_the_same(sqlite_url: str, work: Callable[..., Log], tmp_path: Path) -> None:
     log = work(study_of(trials=5, cohort=2), sqlite_url)
     alone = f"sqlite:///{tmp_path / 'alone.db'}"
@@ -196,6 +198,7 @@ def test_a_cohort_comes_to_the_same(sqlite_url: str, work: Callable[..., Log], t
 
 
 @pytest.mark.slow
+@pytest.mark.with_tables
 def test_the_best_epoch_is_that_of_each_seed(sqlite_url: str, work: Callable[..., Log]) -> None:
     """So that the value is what a study with one seed would find on average, and what `tuner confirm` estimates."""
 
@@ -261,6 +264,7 @@ class ByTrial(Line):
 
 
 @pytest.mark.parametrize("cohort", [1, pytest.param(2, marks=pytest.mark.slow)])
+@pytest.mark.with_tables
 def test_a_seed_that_diverges_ends_the_trial(cohort: int, sqlite_url: str, work: Callable[..., Log]) -> None:
     """In each of two trials the second seed reports NaN at its second epoch: the objective, or another metric."""
     faults = [{"value": math.nan, "other": 1.0}, {"value": 1.0, "other": math.nan}]
@@ -279,6 +283,7 @@ def test_a_seed_that_diverges_ends_the_trial(cohort: int, sqlite_url: str, work:
 
 
 @pytest.mark.parametrize(("cohort", "every"), [(1, 1), (1, 3), pytest.param(2, 1, marks=pytest.mark.slow)])
+@pytest.mark.with_tables
 def test_a_hook_that_prunes_one_seed_prunes_the_trial(
     cohort: int, every: int, sqlite_url: str, work: Callable[..., Log]
 ) -> None:
@@ -316,6 +321,7 @@ class Steps(Line):
     ("seeds", "cohort"),
     [((1, 2, 3), 1), *(pytest.param(*one, marks=pytest.mark.slow) for one in ((3, 1), (2, 2), ((1, 2, 3), 2)))],
 )
+@pytest.mark.with_tables
 def test_a_resumed_trial_is_the_undisturbed_one(
     seeds: Any, cohort: int, sqlite_url: str, work: Callable[..., Log], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -364,6 +370,7 @@ def _result(row: Any) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize("cohort", [1, pytest.param(2, marks=pytest.mark.slow)])
+@pytest.mark.with_tables
 def test_trials_that_survive_a_rung_get_more_seeds(
     cohort: int, sqlite_url: str, work: Callable[..., Log], tmp_path: Path
 ) -> None:
@@ -420,6 +427,7 @@ class Unsteady(Line):
 @pytest.mark.parametrize(
     ("seed", "seeds", "cohort"), [(0, 3, 3), (1, (1, 2, 3), 3), (2, (1, 3), "auto"), (3, (2, 4), 2)]
 )
+@pytest.mark.with_tables
 def test_random_ends_leave_no_trial_waiting_and_the_budget_exact(
     seed: int, seeds: Any, cohort: Any, sqlite_url: str, work: Callable[..., Log]
 ) -> None:
@@ -440,6 +448,7 @@ def test_random_ends_leave_no_trial_waiting_and_the_budget_exact(
 
 
 @pytest.mark.slow
+@pytest.mark.with_tables
 def test_a_trial_comes_back_with_its_seeds_and_is_confirmed_with_others(
     sqlite_url: str, work: Callable[..., Log], tmp_path: Path
 ) -> None:
@@ -473,6 +482,7 @@ def test_a_trial_comes_back_with_its_seeds_and_is_confirmed_with_others(
 # --- What is shown
 
 
+@pytest.mark.with_tables
 def test_means_are_shown_with_their_standard_errors(
     sqlite_url: str, work: Callable[..., Log], capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -564,6 +574,7 @@ def test_the_seeds_are_part_of_the_study() -> None:
         study_of(seeds=(1, 3), pruner={**HALVING, "min_resource": 2}).check_unchanged(halving.record())
 
 
+@pytest.mark.with_tables
 def test_a_metric_with_the_name_of_a_standard_error_is_refused_before_the_first_trial(
     sqlite_url: str, work: Callable[..., Log]
 ) -> None:
@@ -594,6 +605,7 @@ def test_no_seed_is_one_of_confirm() -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.with_tables
 def test_a_worker_with_several_devices_trains_one_seed_after_another(
     sqlite_url: str, work: Callable[..., Log], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -607,6 +619,7 @@ def test_a_worker_with_several_devices_trains_one_seed_after_another(
 
 
 @pytest.mark.slow
+@pytest.mark.with_tables
 def test_without_memory_for_the_lanes_of_a_trial_its_seeds_train_one_by_one(
     sqlite_url: str, work: Callable[..., Log], monkeypatch: pytest.MonkeyPatch
 ) -> None:

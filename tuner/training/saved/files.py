@@ -20,7 +20,6 @@ import shutil
 import sys
 import tempfile
 import threading
-import time
 import traceback
 import urllib.parse
 import uuid
@@ -45,6 +44,8 @@ _ABANDONED_S = 3600.0
 _SLACK_BYTES = 2**18  # the files other than the arrays
 _STALLED_S = 300.0
 """Seconds without a new byte after which a write is given up: Orbax may wait forever for an answer of TensorStore."""
+_LEAST_BYTES_PER_S = 10e6  # an array may be compressed as a whole before its first byte is written
+_LOOK_S = 5.0
 
 _stalled: list[threading.Thread] = []
 
@@ -209,12 +210,14 @@ def _read_head(folder: Path) -> dict[str, Any]:
 
 def _write(folder: Path, content: Content) -> None:
     """Write a complete checkpoint into an empty folder and flush it to disk."""
-    _check_space(folder, sum(array.nbytes for array in jax.tree.leaves(content.plain)))
+    arrays_bytes = sum(array.nbytes for array in jax.tree.leaves(content.plain))
+    _check_space(folder, arrays_bytes)
     item, without_elements = _for_disk(content.plain)
     arrays = folder / _ARRAYS
     arrays.mkdir()
     # Orbax refuses a tree without arrays; the step makes sure that there is one.
-    _unless_it_stalls(arrays, lambda: _write_arrays(arrays, {"step": np.asarray(content.step), "tree": item}))
+    tree = {"step": np.asarray(content.step), "tree": item}
+    _unless_it_stalls(arrays, lambda: _write_arrays(arrays, tree), max(_STALLED_S, arrays_bytes / _LEAST_BYTES_PER_S))
     head = {
         "format": FORMAT,
         "step": content.step,
@@ -240,11 +243,11 @@ def _write_arrays(folder: Path, tree: dict[str, Any]) -> None:
         handler.finalize(folder)
 
 
-def _unless_it_stalls(folder: Path, write: Callable[[], None]) -> None:
-    """Write files below a folder in a thread; give up if nothing new is written for `_STALLED_S` seconds.
+def _unless_it_stalls(folder: Path, write: Callable[[], None], limit_s: float) -> None:
+    """Write files below a folder in a thread; give up if no byte is added for `limit_s` seconds.
 
     Raises:
-        TimeoutError: Nothing was written for so long. The thread goes on waiting; see `has_stalled`.
+        TimeoutError: No byte was added for so long. The thread continues to wait; see `has_stalled`.
         Exception: What `write` raises.
     """
     ended = threading.Event()
@@ -261,14 +264,13 @@ def _unless_it_stalls(folder: Path, write: Callable[[], None]) -> None:
     # The threads that Orbax starts in a daemon thread are daemons as well.
     thread = threading.Thread(target=run, name="checkpoint", daemon=True)
     thread.start()
-    written, since_s = -1, time.monotonic()
-    while not ended.wait(min(5.0, _STALLED_S)):
-        now_s, size = time.monotonic(), _size(folder)
-        if size != written:
-            written, since_s = size, now_s
-        elif now_s - since_s >= _STALLED_S:
+    written, waited_s = -1, 0.0  # not the clock's: a process may be stopped for hours, and then goes on
+    while not ended.wait(_LOOK_S):
+        before, written = written, _size(folder)
+        waited_s = waited_s + _LOOK_S if written == before else 0.0
+        if waited_s >= limit_s:
             _stalled.append(thread)
-            raise TimeoutError(f"nothing was written for {_STALLED_S:.0f} s")
+            raise TimeoutError(f"nothing was written for {waited_s:.0f} s")
     if errors:
         raise errors[0]
 
