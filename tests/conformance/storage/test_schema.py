@@ -6,6 +6,7 @@ import math
 from pathlib import Path
 from typing import Any
 
+import alembic.util
 import optuna
 import pytest
 import sqlalchemy as sa
@@ -331,3 +332,14 @@ def test_what_other_tools_leave_of_a_deleted_trial_is_not_the_next_ones(sqlite_u
         connection.execute(sa.text("DELETE FROM trials"))
         for name in ("trial_params", "trial_intermediate_values"):
             assert connection.execute(sa.text(f"SELECT count(*) FROM {name}")).scalar_one() == 0
+
+
+@pytest.mark.with_tables
+def test_a_storage_that_is_opened_again_runs_no_file_of_a_migration(
+    storage_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ran: list[str] = []
+    with opened(storage_url):
+        monkeypatch.setattr(alembic.util, "load_python_file", lambda folder, name: ran.append(name))
+    with opened(storage_url):
+        assert ran == []
