@@ -59,8 +59,12 @@ def test_a_cohort_that_is_killed_at_a_transaction_of_several_trials_loses_nothin
     left_behind = LANES if place == "after_ends 1" else 0  # checkpoints of trials that had ended
     check_study_after_faults(url, tuner.folder / "tuner-artifacts", TRIALS, epochs=EPOCHS, left_behind=left_behind)
     ends = endings_of(url)
-    first = ["complete"] if place == "after_ends 1" else ["died", "complete"]
-    assert all(ends[number][: len(first)] in (first, ["died", "pruned"]) for number in range(LANES)), ends
+    stored = [number for number in range(LANES) if ends[number] == ["complete"]]
+    # On a busy machine the end of a trial may come too early or too late for the transaction, which has two at least.
+    least, most = {"before_ends 1": (0, LANES - 2), "after_ends 1": (2, LANES)}.get(place, (0, 0))
+    assert least <= len(stored) <= most, ends
+    interrupted = [ends[number] for number in range(LANES) if number not in stored]
+    assert all(found in (["died", "complete"], ["died", "pruned"]) for found in interrupted), ends
     assert all(len(ends[number]) == 1 for number in range(LANES, TRIALS)), ends
 
 
