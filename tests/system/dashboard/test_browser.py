@@ -115,7 +115,8 @@ def test_workers_are_seen_at_work_and_dead(
 
     def shown() -> list[list[str]] | None:
         rows = cells()
-        return rows if [row[2] for row in rows] == ["at work"] * 2 and all("loss" in row[7] for row in rows) else None
+        seen = [row[2] == "at work" and "loss" in row[7] and int(row[6]) > 1 for row in rows]
+        return rows if seen == [True, True] else None
 
     # By itself the page comes to show both, with trial, epoch and metrics: those that the storage has.
     rows = browser.until(shown)
@@ -125,8 +126,16 @@ def test_workers_are_seen_at_work_and_dead(
         assert stored["attempts"][-1]["worker"] == worker
         report = next(one for one in stored["reports"] if one["epoch"] == int(epoch))
         assert f"{report['metrics']['loss']:.5g}" in metrics, (report, metrics)
-    # And later what has ended, and what a trial saved that compiled nothing.
-    browser.until(lambda: all(int(row[9]) > 1 and row[6] and float(row[12].removesuffix(" s")) > 0 for row in cells()))
+    first = {row[5] for row in rows}
+
+    def later() -> bool:
+        return all(
+            int(row[9]) > 1 and row[6] and row[5] not in first and float(row[12].removesuffix(" s")) > 0
+            for row in cells()
+        )
+
+    # And later other trials, what has ended, and what a trial saved that compiled nothing.
+    browser.until(later)
     browser.picture("workers")
 
     for worker in workers:
