@@ -54,7 +54,10 @@ class Browser:
         return self.wait(lambda: next(iter(self.driver.find_elements(how, what)), None), 120.0)
 
     def until(self, condition: Callable[[], Any]) -> Any:
-        """Wait until a condition on the page holds; it may be looked at while the page changes."""
+        """Wait until a condition on the page holds; it may be looked at while the page changes.
+
+        If it never does, the error has the text of the page.
+        """
 
         def holds() -> Any:
             try:
@@ -62,7 +65,10 @@ class Browser:
             except WebDriverException:
                 return None
 
-        return self.wait(holds, 120.0)
+        try:
+            return self.wait(holds, 120.0)
+        except AssertionError as error:
+            raise AssertionError(f"{error}\n{self.path}\n{self.find(By.TAG_NAME, 'body').text}") from None
 
     def texts(self, css: str) -> list[str]:
         return [element.text for element in self.driver.find_elements(By.CSS_SELECTOR, css)]

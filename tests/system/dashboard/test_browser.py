@@ -105,11 +105,12 @@ def test_workers_are_seen_at_work_and_dead(
 ) -> None:
     browser.go("/workers")
     browser.log_in("rob")
-    slow = {"TINY_PAUSE_S": "0.4", "TINY_EPOCHS": "12", "TINY_TRIALS": "100", "TINY_LEASE_S": "10"}
+    # A trial takes 13 s; the page looks every 5 s. Were both alike, it could see only the first epoch of each trial.
+    slow = {"TINY_PAUSE_S": "0.4", "TINY_EPOCHS": "32", "TINY_TRIALS": "100", "TINY_LEASE_S": "10"}
     workers = [tuner_on_postgres.start("worker", str(tiny_study), **slow) for _ in range(2)]
 
     def cells() -> list[list[str]]:
-        # In one script: the page changes every two seconds, sooner than single requests may take on a busy machine.
+        # In one script: the page changes every five seconds, sooner than single requests may take on a busy machine.
         rows = "[...document.querySelectorAll('#workers tr')].slice(1)"
         return browser.driver.execute_script(f"return {rows}.map(row => [...row.cells].map(cell => cell.innerText))")
 
