@@ -147,7 +147,9 @@ def test_workers_at_the_time_limit_come_back(
     assert logs(tuner).count("trial 0, epoch 1:") == 1
 
 
-@pytest.mark.parametrize("way", ["scancel", "stop", "ctrl-c", "scale to 0"])
+@pytest.mark.parametrize(
+    "way", ["scancel", "ctrl-c", *(pytest.param(way, marks=pytest.mark.long) for way in ("stop", "scale to 0"))]
+)
 def test_a_cancelled_job_gives_back_its_trials_and_does_not_come_back(
     tuner: Any, url: str, slurm: SlurmCluster, hold: Path, wait_until: Wait, way: str
 ) -> None:

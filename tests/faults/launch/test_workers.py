@@ -158,6 +158,7 @@ def test_a_trial_that_cannot_resume_starts_again_and_the_study_goes_on(
     assert [row["value"] for row in interrupted] == [row["value"] for row in quiet]
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_a_syntax_error_stops_no_worker_that_is_at_work(
     tuner_on_sqlite: Any, tiny_function: Path, wait_until: Callable[..., Any]
@@ -307,6 +308,7 @@ def test_a_trial_that_kills_its_workers_is_failed_and_the_study_goes_on(
     assert "3 workers in a row died without the trial getting further" in error
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_a_trial_whose_worker_is_killed_after_each_new_epoch_finishes(
     tuner_on_sqlite: Any, tiny_function: Path

@@ -145,7 +145,7 @@ def zygote(tmp_path: Path) -> Iterator[Zygote]:
     "rounds",
     [1, pytest.param(20, marks=[pytest.mark.slow, pytest.mark.long])],
 )
-@pytest.mark.parametrize("loop", ["step", "scan"])
+@pytest.mark.parametrize("loop", [pytest.param("step", marks=pytest.mark.long), "scan"])
 def test_killed_at_any_moment_it_ends_with_the_same_bits(
     loop: str, rounds: int, zygote: Zygote, tmp_path: Path
 ) -> None:

@@ -17,6 +17,7 @@ ENV = {"TINY_EPOCHS": str(EPOCHS), "TINY_TRIALS": str(TRIALS), "TINY_LOOP": "ste
 COHORT = ("--workers", "1", "--cohort", str(LANES))
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_a_cohort_that_is_killed_five_times_loses_nothing(tuner_on_sqlite: Any, tiny_study: Path) -> None:
     """The oracle is the same study without a kill: what was trained with as many lanes agrees bit for bit."""
@@ -43,7 +44,12 @@ def test_a_cohort_that_is_killed_five_times_loses_nothing(tuner_on_sqlite: Any, 
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    "place", [f"{when}_{what} 1" for what in ("suggested", "ends", "rungs") for when in ("before", "after")]
+    "place",
+    [
+        *("after_suggested 1", "before_ends 1"),
+        *(pytest.param(f"{place} 1", marks=pytest.mark.long) for place in ("before_suggested", "after_ends")),
+        *(pytest.param(f"{when}_rungs 1", marks=pytest.mark.long) for when in ("before", "after")),
+    ],
 )
 def test_a_cohort_that_is_killed_at_a_transaction_of_several_trials_loses_nothing(
     place: str, tuner_on_postgres: Any, tiny_study: Path

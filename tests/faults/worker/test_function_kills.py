@@ -163,17 +163,16 @@ study = Study(
     ("form", "place"),
     [
         ("generator", "save"),
-        ("generator", "end"),
         ("reporter", "reports"),
-        ("returner", "end"),
         ("objective", "reports"),
-        ("command", "reports"),
         ("command", "end"),
         *(
             pytest.param(*case, marks=pytest.mark.long)
-            for case in [("generator", "reports"), ("reporter", "save"), ("reporter", "end")]
+            for case in [
+                *(("generator", "reports"), ("generator", "end"), ("reporter", "save"), ("reporter", "end")),
+                *(("returner", "end"), ("objective", "end"), ("command", "reports"), ("command", "save")),
+            ]
         ),
-        *(pytest.param(*case, marks=pytest.mark.long) for case in [("objective", "end"), ("command", "save")]),
     ],
 )
 def test_a_killed_worker_loses_and_doubles_nothing(

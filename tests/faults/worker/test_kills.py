@@ -130,7 +130,7 @@ def check_same(found: dict[int, Any], quiet: dict[int, Any], trials: int) -> Non
         pytest.param("after_claim 2", ["died", "complete"], 0, marks=pytest.mark.long),
         pytest.param("after_report 2", ["died", "complete"], 0, marks=pytest.mark.long),
         ("in_save 2", ["died", "complete"], 0),
-        ("before_tell 2", ["died", "complete"], 0),
+        pytest.param("before_tell 2", ["died", "complete"], 0, marks=pytest.mark.long),
         ("after_tell 2", ["complete"], 1),
     ],
     ids=lambda value: value.split()[0] if isinstance(value, str) else None,
@@ -283,6 +283,7 @@ def test_a_checkpoint_whose_write_never_ends_costs_that_checkpoint_only(faulty: 
     check_same(results(faulty.url), quiet, 5)
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_checkpoints_that_vanish_cost_time_only(
     faulty: Faulty, wait_until: Callable[..., Any], quiet: dict[int, Any]
@@ -345,6 +346,7 @@ def test_a_worker_whose_clock_is_hours_ahead_of_the_disks_can_save(faulty: Fault
     check_study_after_faults(faulty.url, faulty.artifacts, 1)
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_failures_are_counted_from_the_launch_whatever_a_workers_clock_says(faulty: Faulty) -> None:
     shift_s = {"ahead": 3600.0, "behind": -3600.0}
@@ -394,8 +396,9 @@ def test_two_launches_of_one_study_share_its_budget(
     check_same(results(faulty.url), quiet, 8)
 
 
+@pytest.mark.long
 @pytest.mark.slow
-@pytest.mark.parametrize("command", ["worker", pytest.param("launch", marks=pytest.mark.long)])
+@pytest.mark.parametrize("command", ["worker", "launch"])
 def test_a_worker_whose_study_has_changed_is_refused_and_disturbs_nobody(
     command: str, faulty: Faulty, wait_until: Callable[..., Any], quiet: dict[int, Any]
 ) -> None:
@@ -457,8 +460,9 @@ def test_a_failed_trial_is_tried_again_under_its_number_and_does_not_use_the_bud
 # Signals to a worker without a launcher.
 
 
+@pytest.mark.long
 @pytest.mark.slow
-@pytest.mark.parametrize("sent", [signal.SIGTERM, pytest.param(signal.SIGINT, marks=pytest.mark.long)])
+@pytest.mark.parametrize("sent", [signal.SIGTERM, signal.SIGINT])
 def test_a_worker_asked_to_end_saves_and_another_goes_on_from_there(
     sent: signal.Signals, faulty: Faulty, wait_until: Callable[..., Any], quiet: dict[int, Any]
 ) -> None:

@@ -63,7 +63,9 @@ def deaths(tuner: Any) -> list[tuple[str | None, float, int]]:
 # --- SIGTERM
 
 
-@pytest.mark.parametrize("place", ["train", "train in_c", "train compiling"])
+@pytest.mark.parametrize(
+    "place", ["train in_c", *(pytest.param(place, marks=pytest.mark.long) for place in ("train", "train compiling"))]
+)
 def test_a_signal_ends_a_worker_whose_trial_never_checks(limited: Any, place: str) -> None:
     worker = limited.start("worker", "limited.py:hanging", HANGS=place)
     wait_for_block(limited, worker)

@@ -105,7 +105,7 @@ def start_and_hold(machines: Machines, wait_until: Callable[..., Any], **env: An
     return process
 
 
-@pytest.mark.parametrize("file", ["tiny_function.py", "tiny_study.py"])
+@pytest.mark.parametrize("file", [pytest.param("tiny_function.py", marks=pytest.mark.long), "tiny_study.py"])
 def test_a_trial_of_a_killed_worker_resumes_on_another_machine_bit_for_bit(
     file: str, machines: Machines, wait_until: Callable[..., Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -180,6 +180,7 @@ def test_a_checkpoint_without_its_record_or_with_a_damaged_file_is_not_used(
     assert endings_of(machines.url) == {0: ["died", "complete"]}
 
 
+@pytest.mark.long
 def test_a_store_that_is_away_during_a_trial_has_the_checkpoint_afterwards(
     machines: Machines, wait_until: Callable[..., Any], tmp_path: Path
 ) -> None:
@@ -229,6 +230,7 @@ def test_trials_end_while_the_store_is_away_and_their_checkpoints_arrive_later(
     assert processes_of(machines.url) == []
 
 
+@pytest.mark.long
 def test_what_a_worker_could_not_upload_in_a_trial_arrives_while_it_runs_the_next(
     machines: Machines, wait_until: Callable[..., Any]
 ) -> None:

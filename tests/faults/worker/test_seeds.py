@@ -36,7 +36,10 @@ study = dataclasses.replace(
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("seeds", "cohort", "calls"), [(3, 1, 5), ((1, 2, 3), 1, 6), (3, 2, 10)])
+@pytest.mark.parametrize(
+    ("seeds", "cohort", "calls"),
+    [((1, 2, 3), 1, 6), *(pytest.param(3, *case, marks=pytest.mark.long) for case in [(1, 5), (2, 10)])],
+)
 def test_seeds_that_were_at_different_positions_come_to_what_they_come_to_undisturbed(
     seeds: Any, cohort: int, calls: int, tuner_on_sqlite: Any, tiny_study: Path
 ) -> None:

@@ -178,6 +178,7 @@ def test_a_study_runs_from_python(tuner_on_sqlite: Any, tiny_function: Path, cal
     assert [row["outcome"] for row in tuner_on_sqlite.rows("trials", "tiny")] == ["complete"] * 6
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_a_trial_that_violates_a_constraint_is_never_the_best(
     tuner_on_sqlite: Any, tiny_study: Path, tmp_path: Path

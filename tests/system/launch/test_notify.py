@@ -34,6 +34,7 @@ def test_a_study_is_trained_and_its_end_delivered_although_the_receiver_is_down_
     assert "very-secret" not in done.stdout + done.stderr
 
 
+@pytest.mark.long
 def test_a_failing_study_and_workers_that_are_gone_are_told(tuner_on_sqlite: Tuner, tiny_function: Path) -> None:
     with NoticeServer() as server:
         receivers = tuner_on_sqlite.folder / "receivers"

@@ -46,6 +46,7 @@ def test_studies_run_in_turn_and_one_that_fails_stops_no_other(tuner_on_sqlite: 
     assert tuner_on_sqlite.rows("studies", "--label", "other") == []
 
 
+@pytest.mark.long
 def test_studies_share_the_workers(tuner_on_postgres: Any, files: list[str]) -> None:
     done = tuner_on_postgres.run("launch", *files, "--workers", "2", "--trials", "4", "--share", "--log-format", "json")
 

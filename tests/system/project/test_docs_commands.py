@@ -51,10 +51,12 @@ DATABASE = "tuner database ~/tuner-db &"
 PYTHON_RUNS = ("docs/guide/", "docs/storage.md")
 """Pages whose Python is run, block by block; `tests/unit/project/test_docs.py` runs docs/training.md as one script."""
 LONG = {
-    "docs/tracking.md",
-    *(f"docs/guide/{name}.md" for name in ("first-study", "several-machines", "reproducing", "your-own-model")),
+    *("docs/dashboard.md", "docs/observability.md", "docs/tracking.md"),
+    *(f"docs/guide/{name}.md" for name in ("cohorts", "extending", "first-study", "notebooks", "postgres")),
+    *(f"docs/guide/{name}.md" for name in ("reproducing", "samplers", "several-machines", "several-objectives")),
+    *(f"docs/guide/{name}.md" for name in ("several-studies", "trained-model", "your-own-model")),
 }
-"""Pages that take a minute and more."""
+"""Pages that take ten seconds of a processor and more; a page of each kind of training is not among them."""
 FIRST = "tuner launch studies/digits_mlp.py"
 """What pages begin after, other than the two that have it."""
 

@@ -115,6 +115,7 @@ def test_after_compile_only_no_trial_compiles_anything(nine: Tuner) -> None:
     assert all(trial["compile_saved_s"] is None for trial in trials if trial not in fetching)
 
 
+@pytest.mark.long
 @pytest.mark.slow
 @pytest.mark.skipif(len(os.sched_getaffinity(0)) < 2, reason="compiling ahead needs a core that no worker has")
 def test_a_launch_compiles_the_later_shapes_while_the_first_trains_and_suggests_the_same(nine: Tuner) -> None:

@@ -27,6 +27,7 @@ study = study.changed(keep_last=2, save_every_s=0.0)
 """
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_a_killed_worker_resumes_an_extended_trial(tuner_on_sqlite: Any) -> None:
     tuner = tuner_on_sqlite

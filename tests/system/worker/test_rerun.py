@@ -64,6 +64,7 @@ def test_a_trial_comes_back_bit_for_bit_and_a_changed_record_does_not(tuner_on_s
     assert tuner.run("reproduce", "digits_mlp", "1", "--set", "depth=1", "--file", "moved.py").returncode == 0
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_the_best_are_ranked_by_other_seeds(tuner_on_postgres: Any) -> None:
     tuner = tuner_on_postgres
@@ -110,6 +111,7 @@ def test_the_best_are_ranked_by_other_seeds(tuner_on_postgres: Any) -> None:
     assert (wrong.returncode, wrong.stderr) == (2, "tuner: --seeds must be at least 1: got 0\n")
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_a_trial_of_a_cohort_is_compared_with_one_alone(tuner_on_sqlite: Any, tiny_study: Path) -> None:
     tuner = tuner_on_sqlite

@@ -10,6 +10,7 @@ import pytest
 import windows_study
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_a_killed_trial_resumes_with_its_own_data(
     tuner_on_sqlite: Any, tmp_path: Path, wait_until: Callable[..., Any]

@@ -64,8 +64,15 @@ def trained(trainer: Line, mode: Mode, layout: Layout) -> list[dict[str, float]]
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("mode", ["scan", "step"])
-@pytest.mark.parametrize("devices", [(), tuple(jax.devices()[:1])])
+@pytest.mark.parametrize(
+    ("devices", "mode"),
+    [
+        ((), "scan"),
+        (tuple(jax.devices()[:1]), "step"),
+        pytest.param((), "step", marks=pytest.mark.long),
+        pytest.param(tuple(jax.devices()[:1]), "scan", marks=pytest.mark.long),
+    ],
+)
 def test_each_program_is_compiled_once(
     clock: CompileClock, mode: Mode, devices: tuple[Any, ...], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -354,7 +354,15 @@ def readers() -> list[str]:
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("workers", "end"), [(0, "close"), (0, "drop"), (0, "finish"), (1, "finish"), (2, "close"), (2, "drop")]
+    ("workers", "end"),
+    [
+        (0, "close"),
+        (0, "drop"),
+        (0, "finish"),
+        (1, "finish"),
+        (2, "drop"),
+        pytest.param(2, "close", marks=pytest.mark.long),
+    ],
 )
 def test_no_thread_process_or_shared_memory_is_left(workers: int, end: str, wait_until: Callable[..., Any]) -> None:
     shared = set(os.listdir("/dev/shm"))

@@ -425,7 +425,12 @@ class Unsteady(Line):
 @pytest.mark.slow
 @pytest.mark.timeout(300)
 @pytest.mark.parametrize(
-    ("seed", "seeds", "cohort"), [(0, 3, 3), (1, (1, 2, 3), 3), (2, (1, 3), "auto"), (3, (2, 4), 2)]
+    ("seed", "seeds", "cohort"),
+    [
+        (0, 3, 3),
+        (2, (1, 3), "auto"),
+        *(pytest.param(*case, marks=pytest.mark.long) for case in [(1, (1, 2, 3), 3), (3, (2, 4), 2)]),
+    ],
 )
 @pytest.mark.with_tables
 def test_random_ends_leave_no_trial_waiting_and_the_budget_exact(
