@@ -101,6 +101,7 @@ def test_nothing_is_found_where_nothing_is_wrong(episode: chaos.Episode) -> None
     assert chaos.check(episode) == []
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("statements", "found"),
     [

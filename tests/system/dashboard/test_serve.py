@@ -33,6 +33,8 @@ from tuner.storage import open_storage
 from tuner.storage.sql.engine import new_engine
 from tuner.storage.sql.retry import IMPATIENT, patient
 
+pytestmark = pytest.mark.slow
+
 NOBODY = "00000000-0000-0000-0000-000000000000"
 
 
@@ -112,7 +114,6 @@ def test_the_list_of_routes_is_all_of_them(storage_on_postgres: str) -> None:
     assert len({path for _, path in found if re.match(r"/api/studies/\d+/\d+/note", path)}) == 1
 
 
-@pytest.mark.slow
 def test_nothing_is_answered_to_strangers(dashboard: DashboardServer, storage_on_postgres: str) -> None:
     before = content(storage_on_postgres)
 
@@ -152,7 +153,6 @@ def test_a_reader_reads_everything_and_changes_nothing(
     assert content(storage_on_postgres) == before, "and no route that reads writes"
 
 
-@pytest.mark.slow
 def test_what_another_site_makes_a_browser_send_is_refused(
     dashboard: DashboardServer, storage_on_postgres: str
 ) -> None:
@@ -176,7 +176,6 @@ def test_what_another_site_makes_a_browser_send_is_refused(
     assert "set-cookie" not in login.headers
 
 
-@pytest.mark.slow
 def test_an_editor_changes_and_each_change_has_its_line(dashboard: DashboardServer, storage_on_postgres: str) -> None:
     paths = [path for _, path in all_routes(storage_on_postgres)]
     study_id = next(path for path in paths if path.startswith("/api/studies/")).split("/")[3]
@@ -230,7 +229,6 @@ def test_logging_out_ends_the_session(dashboard: DashboardServer) -> None:
     assert [line["event"] for line in dashboard.lines()[-2:]] == ["refused", "logout"]
 
 
-@pytest.mark.slow
 def test_logins_are_limited_by_user_and_by_address(dashboard: DashboardServer) -> None:
     for number in range(10):  # one user, from many addresses
         assert dashboard.log_in("eve", "wrong password", X_Forwarded_For=f"192.0.2.{number}").status == 401
@@ -252,7 +250,6 @@ def test_logins_are_limited_by_user_and_by_address(dashboard: DashboardServer) -
     assert "user-1" not in dashboard.audit.read_text(), "what is no user's name may be a password"
 
 
-@pytest.mark.slow
 def test_headers_with_underscores_are_not_those_of_the_proxy(dashboard: DashboardServer) -> None:
     forged = "X-Forwarded-For: 203.0.113.7\r\nX_Forwarded_For: 10.0.0.1\r\nSec_Fetch_Site: same-origin\r\n"
     raw = f"POST /tuner/login HTTP/1.1\r\nHost: a\r\nContent-Length: 0\r\nConnection: close\r\n{forged}\r\n"
@@ -285,7 +282,6 @@ def test_the_page_after_the_login_may_have_any_letters(dashboard: DashboardServe
     assert (answer.status, answer.headers["location"]) == (303, "/tuner/caf%C3%A9/%E2%82%AC?a=1&b=2")
 
 
-@pytest.mark.slow
 def test_every_answer_has_its_headers(dashboard: DashboardServer) -> None:
     known = {"Authorization": "Bearer ci"}
     for path in (
@@ -350,7 +346,6 @@ def test_plots_are_pictures_and_what_cannot_be_drawn_says_why(dashboard: Dashboa
         assert dashboard.ask("GET", path, **known).status == 404, path
 
 
-@pytest.mark.slow
 def test_the_front_end_is_whole_below_the_prefix(dashboard: DashboardServer) -> None:
     known = {"Authorization": "Bearer ci"}
     page = dashboard.ask("GET", "/dashboard", **known)
@@ -375,7 +370,6 @@ def test_the_front_end_is_whole_below_the_prefix(dashboard: DashboardServer) -> 
     assert (by_id.status, by_id.headers["location"]) == (303, "/tuner/logs?study=small&trial=0")
 
 
-@pytest.mark.slow
 def test_without_users_it_answers_to_this_machine_alone(
     open_dashboard: DashboardServer, storage_on_postgres: str
 ) -> None:
@@ -402,7 +396,6 @@ def test_without_users_it_answers_to_this_machine_alone(
     assert "Log out" not in open_dashboard.ask("GET", "/workers").text
 
 
-@pytest.mark.slow
 def test_tls_and_an_end_in_good_order(storage_on_postgres: str, users_file: Path, tmp_path: Path) -> None:
     authority = trustme.CA()
     made = authority.issue_cert("127.0.0.1")
@@ -426,7 +419,6 @@ def test_tls_and_an_end_in_good_order(storage_on_postgres: str, users_file: Path
         assert dashboard.process.wait(timeout=300) == 0
 
 
-@pytest.mark.slow
 def test_a_database_that_is_away_is_said(sqlite_url: str) -> None:
     storage = open_storage(sqlite_url)
     optuna.create_study(storage=storage)
@@ -458,7 +450,6 @@ def run(folder: Path, *words: str, given: str = "") -> subprocess.CompletedProce
     )
 
 
-@pytest.mark.slow
 def test_users_are_made_by_commands(tmp_path: Path) -> None:
     added = run(tmp_path, "user", "add", "ann", "--role", "editor", "--users", "users", given=f"{PASSWORD}\n")
     token = run(tmp_path, "user", "token", "ci", "--role", "reader", "--users", "users")
@@ -476,7 +467,6 @@ def test_users_are_made_by_commands(tmp_path: Path) -> None:
     assert (tmp_path / "users").stat().st_mode & 0o777 == 0o600
 
 
-@pytest.mark.slow
 def test_what_cannot_be_served_is_said_in_a_line(tmp_path: Path, storage_on_postgres: str) -> None:
     (tmp_path / "key.pem").write_text("no key")
     for words, message in [

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ from sqlalchemy import Engine as Database
 
 from tuner import open_storage
 from tuner.errors import StudyFailed, StudyStopped, TunerError
+from tuner.launch.engines import job_notices
 from tuner.launch.engines.engine import Job, Part
 from tuner.launch.engines.job_notices import JobNotices, WorkersEnded, subscribe
 from tuner.launch.study_launch import Interrupted
@@ -65,9 +67,9 @@ def job() -> Job:
 
 
 def notified(url: str, database: Database, server: NoticeServer) -> JobNotices:
-    made = JobNotices([parse_receiver(server.url)], parse_url(url), database, job())
-    made._notifier.pace = QUICK
-    return made
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(job_notices, "Notifier", partial(Notifier, pace=QUICK))
+        return JobNotices([parse_receiver(server.url)], parse_url(url), database, job())
 
 
 def stop(database: Database) -> None:

@@ -274,6 +274,7 @@ OBJECTS: dict[str, Callable[[], BaseSampler]] = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("directions", [["minimize"], ["minimize", "minimize"]], ids=["one", "two"])
 @pytest.mark.parametrize("name", OBJECTS)
 def test_every_sampler_object_runs_a_study(name: str, directions: list[Any], work: Any) -> None:

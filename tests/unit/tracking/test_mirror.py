@@ -175,6 +175,7 @@ def test_what_was_sent_is_not_sent_again_and_what_is_new_is(db: StudyDatabase) -
     check(db, book)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("call", ["open_study", "open_trial", "log", "end_trial"])
 @pytest.mark.parametrize("at", [1, 4])
 def test_a_tracker_that_goes_away_after_taking_something_is_caught_up(

@@ -46,6 +46,7 @@ class Echo:
 def serving(app: Any, limits: Limits, tls: TLS | None = None) -> Iterator[tuple[Server, list[str]]]:
     errors: list[str] = []
     server = Server("0.0.0.0", 0, app, limits, tls=tls, tell=errors.append)
+    server.expiration_interval = 0.02  # how long it may take to notice that it must stop
     server.prepare()
     thread = threading.Thread(target=server.serve)
     thread.start()

@@ -265,6 +265,7 @@ study = Study(name="one", space=HParams, train=command, objective="loss", direct
     wait_until(lambda: not any(map(is_running, pids)))
 
 
+@pytest.mark.slow
 def test_a_trial_ends_with_its_command_though_a_process_that_left_it_keeps_its_output_open(commands: Commands) -> None:
     program = """
 import subprocess, sys
