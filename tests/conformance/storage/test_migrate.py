@@ -318,6 +318,7 @@ def test_a_new_choice_of_spaces_gets_the_values_below_it(study: Migrations) -> N
     assert {(one.params["inner"], one.params["inner.beta"]) for one in study.plain().trials} == {("Adam", 0.9)}
 
 
+@pytest.mark.parametrize("storage_url", ["sqlite", pytest.param("postgres", marks=pytest.mark.slow)], indirect=True)
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
