@@ -68,7 +68,7 @@ class Browser:
         try:
             return self.wait(holds, 120.0)
         except AssertionError as error:
-            raise AssertionError(f"{error}\n{self.path}\n{self.find(By.TAG_NAME, 'body').text}") from None
+            raise AssertionError(f"{error}\n{self.path}\n{self.texts('body')}") from None
 
     def texts(self, css: str) -> list[str]:
         return [element.text for element in self.driver.find_elements(By.CSS_SELECTOR, css)]

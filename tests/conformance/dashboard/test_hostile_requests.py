@@ -43,7 +43,7 @@ JSONS = [
     *('{"a": "\\ud800"}', json.dumps({"x" * 600: 1})),
     *(DEEP, DEEP[:900] + "]" * 900, '{"a": ' * 70 + "1" + "}" * 70),
 ]
-FIRST_ON_POSTGRES = [pytest.param("sqlite", marks=pytest.mark.long), "postgres"]
+MAINLY_POSTGRES = [pytest.param("sqlite", marks=pytest.mark.long), "postgres"]
 """Postgres refuses texts and numbers that SQLite stores."""
 RAW_BODIES = [b"", b"null", b"[]", b"[1]", b'"x"', b"{", b"\xff\xfe", b"\0", DEEP.encode(), b"a=b&c=d", b"1" * 5000]
 KINDS_OF_BODY = [
@@ -208,7 +208,7 @@ def test_ids_of_all_kinds(asked: Asked) -> None:
 
 @pytest.mark.parametrize("text", TEXTS)
 @pytest.mark.slow
-@pytest.mark.parametrize("asked", FIRST_ON_POSTGRES, indirect=True)
+@pytest.mark.parametrize("asked", MAINLY_POSTGRES, indirect=True)
 def test_text_of_all_kinds_in_addresses(asked: Asked, text: str) -> None:
     there = str(asked.study("plain"))
     for method, rule in routes(asked):
@@ -291,7 +291,7 @@ FORMS = [
 
 @pytest.mark.slow
 @pytest.mark.parametrize("rule", sorted(ACTIONS))
-@pytest.mark.parametrize("asked", FIRST_ON_POSTGRES, indirect=True)
+@pytest.mark.parametrize("asked", MAINLY_POSTGRES, indirect=True)
 def test_forms_of_all_kinds(asked: Asked, rule: str) -> None:
     study = optuna.create_study(storage=asked.storage, study_name=f"forms of {rule}")
     _fill(study)
@@ -352,7 +352,7 @@ def names(asked: Asked) -> list[str]:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("asked", FIRST_ON_POSTGRES, indirect=True)
+@pytest.mark.parametrize("asked", MAINLY_POSTGRES, indirect=True)
 def test_studies_of_all_names_are_shown(asked: Asked) -> None:
     for name in names(asked):
         query = "study=" + quote(name, safe="")

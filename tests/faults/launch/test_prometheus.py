@@ -80,7 +80,6 @@ def test_trials_of_workers_that_are_killed_count_once(
     assert launcher.returncode == 0, output
 
 
-@pytest.mark.long
 @pytest.mark.slow
 def test_a_trial_that_kills_its_workers_counts_as_failed_once(
     tuner_on_sqlite: Any, tiny_function: Path, wait_until: Callable[..., Any]
@@ -129,7 +128,6 @@ def test_a_worker_that_sleeps_through_its_lease_loses_it_once(
     assert launcher.returncode == 0, output
 
 
-@pytest.mark.long
 @pytest.mark.slow
 def test_time_in_which_a_worker_waits_for_a_lock_is_time_in_the_database(
     tuner_on_postgres: Any, tiny_function: Path, wait_until: Callable[..., Any]

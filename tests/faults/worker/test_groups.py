@@ -158,7 +158,6 @@ def test_a_trial_that_rank_0_ends_at_a_report_ends_on_all_ranks(tuner: Tuner) ->
     assert len(found) == 6
 
 
-@pytest.mark.long
 def test_each_rank_reads_its_share_of_a_stream_and_hooks_of_rank_0_count(tuner: Tuner, tmp_path: Path) -> None:
     url, metrics = tuner.env["TUNER_STORAGE"], []
     shutil.copy(Path(__file__).parents[2] / "streamed_study.py", tmp_path / "tiny.py")

@@ -346,7 +346,6 @@ def test_a_worker_whose_clock_is_hours_ahead_of_the_disks_can_save(faulty: Fault
     check_study_after_faults(faulty.url, faulty.artifacts, 1)
 
 
-@pytest.mark.long
 @pytest.mark.slow
 def test_failures_are_counted_from_the_launch_whatever_a_workers_clock_says(faulty: Faulty) -> None:
     shift_s = {"ahead": 3600.0, "behind": -3600.0}

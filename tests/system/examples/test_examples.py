@@ -71,13 +71,7 @@ def run(study: StudySpec, folder: Path) -> list[optuna.trial.FrozenTrial]:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    ("name", "function"),
-    [
-        pytest.param(name, function, marks=pytest.mark.long if name == "haiku_digits" else ())
-        for name, function in STUDIES.items()
-    ],
-)
+@pytest.mark.parametrize(("name", "function"), STUDIES.items())
 def test_trials_of_one_width_compile_once(name: str, function: str, tmp_path: Path) -> None:
     module = imported(name)
     study = module.study.changed(trials=3, sampler="random", pruner="none", fixed={"width": "16"})

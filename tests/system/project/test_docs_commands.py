@@ -56,7 +56,7 @@ LONG = {
     *(f"docs/guide/{name}.md" for name in ("reproducing", "samplers", "several-machines", "several-objectives")),
     *(f"docs/guide/{name}.md" for name in ("several-studies", "trained-model", "your-own-model")),
 }
-"""Pages that take ten seconds of a processor and more; a page of each kind of training is not among them."""
+"""Pages that take long, and whose commands have tests of their own."""
 FIRST = "tuner launch studies/digits_mlp.py"
 """What pages begin after, other than the two that have it."""
 

@@ -74,7 +74,7 @@ def test_workers_on_cpus_see_their_cores_and_the_rest_is_skipped(on_gpu: Any) ->
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    "question", ["precision", *(pytest.param(name, marks=pytest.mark.long) for name in ("many_trials", "loop"))]
+    "question", [pytest.param(name, marks=() if name == "precision" else pytest.mark.long) for name in SIDES]
 )
 def test_ratios_are_those_of_the_figures_of_both_sides(question: str) -> None:
     lines, found = run("--only", question)

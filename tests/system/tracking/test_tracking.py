@@ -247,7 +247,6 @@ def test_a_server_that_is_away_or_stands_still_is_caught_up(
     assert len(check(mlflow, url)) == 8
 
 
-@pytest.mark.long
 @pytest.mark.slow
 def test_a_launch_with_a_server_that_is_never_there_says_so_and_is_fine(
     tuner_on_sqlite: Any, tiny_study: Path, mlflow: Server
@@ -351,7 +350,6 @@ def test_every_kind_of_trial_and_odd_names(tuner_on_postgres: Any, mlflow: Serve
         assert mlflow.points(found[number]["run_uuid"]) == expected
 
 
-@pytest.mark.long
 @pytest.mark.slow
 def test_several_objectives_and_a_study_without_trials(tuner_on_postgres: Any, mlflow: Server) -> None:
     import optuna

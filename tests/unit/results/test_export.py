@@ -158,7 +158,6 @@ files = Study(name="files", train=Command(["python3", "-c", program, "{folder}"]
 """
 
 
-@pytest.mark.long
 @pytest.mark.slow
 def test_a_bundle_of_a_function_has_its_state_and_one_of_a_command_its_files(
     tuner_on_sqlite: Any, tmp_path: Path
