@@ -6,14 +6,15 @@ import os
 import shutil
 import subprocess
 import sys
+import threading
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from tuner.errors import ArtifactsLost
+from tuner.errors import ArtifactsLost, StorageLost
 from tuner.object_storage import ObjectStore, cached_folder, parse_artifacts_url
 from tuner.storage.artifacts import StudyArtifacts
 from tuner.storage.worker.fences import Lease
@@ -449,10 +450,67 @@ def test_trials_that_are_not_among_the_best_any_more_are_removed(
     with here.began(1) as first:
         save(first.root, 1)
         first.flush()
-        wait_until(lambda: here.files._uploads.numbers >= {1, 2})  # pyright: ignore[reportAttributeAccessIssue]
         here.files.collect(lambda numbers: [number for number in numbers if number != 3])
         wait_until(lambda: store.records() == ["3/1/latest/1"])
     assert sorted(path.name for path in here.artifacts.folder.iterdir()) == ["3"]
+
+
+def upload_elsewhere(store: Store, here: Machine, number: int) -> None:
+    """Upload the best checkpoint of another machine's trial, also while the store is away for this one."""
+    best = kept(here.artifacts.folder.parent / "elsewhere")
+    ObjectStore.upload(store, best, f"{KEY}/{number}/1/best")
+
+
+def test_trials_that_ended_on_other_machines_meanwhile_are_removed(here: Machine, store: Store) -> None:
+    with here.began(1) as first:
+        upload_elsewhere(store, here, 4)  # after this attempt has begun
+        first.keep(kept(first.root), 11)
+        first.finish()
+        here.files.collect(lambda numbers: [number for number in numbers if number == 4])
+        here.files.close()
+    assert store.records() == ["3/1/best"]
+
+
+def test_a_trial_that_is_not_needed_any_more_when_it_ends_is_removed(here: Machine, store: Store) -> None:
+    with here.began(1) as first:
+        first.keep(kept(first.root), 11)
+        first.finish()
+        here.files.collect(lambda numbers: numbers)  # another trial has become better since it was uploaded
+        here.files.close()
+    assert store.records() == []
+
+
+def test_what_is_not_needed_any_more_is_removed_after_a_late_upload(here: Machine, store: Store) -> None:
+    here.files.collect(lambda numbers: [number for number in numbers if number == 4])
+    with here.began(1) as first:
+        first.flush()
+        store.is_away = True
+        first.keep(kept(first.root), 11)
+        first.finish()
+        upload_elsewhere(store, here, 4)
+        store.is_away = False
+        here.files.close()
+    assert store.records() == ["3/1/best"]
+
+
+def test_a_database_that_does_not_answer_holds_up_no_upload(
+    here: Machine, store: Store, capsys: pytest.CaptureFixture[str]
+) -> None:
+    asked: list[int] = []
+
+    def removable(numbers: Collection[int]) -> list[int]:
+        if threading.current_thread() is threading.main_thread():
+            return []
+        asked.extend(numbers)
+        raise StorageLost("cannot reach the database")
+
+    with here.began(1) as first:
+        first.keep(kept(first.root), 11)
+        first.finish()
+        here.files.collect(removable)
+        here.files.close()
+    assert (store.records(), asked) == (["3/1/best"], [3])
+    assert capsys.readouterr().err == ""
 
 
 @pytest.mark.parametrize("error", [RuntimeError("a bug"), OSError(28, "No space left"), ArtifactsLost("one object")])

@@ -18,7 +18,7 @@ from tuner.storage.sql.backoff import Backoff
 from tuner.storage.worker.fences import Lease
 from tuner.trial import Stop
 from tuner.worker.files.trial_upload import BEST, LATEST, Late, TrialUpload, remove_stale
-from tuner.worker.files.uploads import Uploads
+from tuner.worker.files.uploads import Removable, Uploads
 
 FETCH_S = 60.0
 """Seconds that a worker waits for a store that it cannot reach, before it starts an earlier trial again."""
@@ -29,9 +29,6 @@ _KEEP_S = 60.0
 _REST_S = 300.0
 """Seconds for uploads that are left at the end of a worker."""
 _MARGIN_S = 1.0
-
-Removable = Callable[[Collection[int]], Collection[int]]
-"""Returns those of trials whose files can be removed."""
 
 
 class TrialFiles(Protocol):
@@ -178,12 +175,8 @@ class _InStore:
                 self._uploads.finish_later(upload)
 
     def collect(self, removable: Removable) -> None:
-        def removable_here(numbers: Collection[int]) -> list[int]:
-            found = removable({*numbers, *self._uploads.numbers})
-            self._uploads.remove_trials(found)
-            return [number for number in found if number in numbers]
-
-        collect(self._folder, removable_here)
+        collect(self._folder, removable)
+        self._uploads.collect(removable)
 
     def take_arrived(self) -> list[Late]:
         return self._uploads.take_arrived()

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import threading
 import time
 from collections.abc import Callable, Collection
 
-from tuner.errors import TunerError
+from tuner.errors import StorageLost, TunerError
 from tuner.object_storage.store import describe_error
 from tuner.output.log import tell
 from tuner.storage.artifacts import ObjectStore
 from tuner.storage.sql.backoff import Backoff
+from tuner.storage.sql.retry import PROMPT, hurried
 from tuner.worker.files.trial_upload import Late, TrialUpload
 
 _POLL_S = 1.0
@@ -18,6 +20,9 @@ _POLL_S = 1.0
 _FIRST_PAUSE_S, _LONGEST_PAUSE_S = 1.0, 30.0
 DOWN_S = 10.0
 """Seconds that the end of a trial waits for a store that does not answer."""
+
+Removable = Callable[[Collection[int]], Collection[int]]
+"""Returns those of trials whose files can be removed."""
 
 
 class Uploads:
@@ -36,8 +41,7 @@ class Uploads:
         self._uploads: list[TrialUpload] = []
         self._chores: list[Callable[[], object]] = []
         self._arrived: list[Late] = []
-        self.numbers: frozenset[int] = frozenset()
-        """The trials that the store has files of, as far as known."""
+        self._removable: Removable | None = None
         self._changed = threading.Condition()
         self._is_woken = self._is_closed = False
         self._down_since_s: float | None = None
@@ -51,7 +55,6 @@ class Uploads:
         """Upload an attempt's files from now on, until `forget`."""
         with self._changed:
             self._uploads.insert(0, upload)
-            self._chores.append(self._list_trials)
 
     def forget(self, upload: TrialUpload) -> None:
         """Stop to upload an attempt's files."""
@@ -85,13 +88,15 @@ class Uploads:
             if upload not in self._uploads:
                 self._uploads.append(upload)
 
-    def remove_trials(self, numbers: Collection[int]) -> None:
-        """Remove all files of trials."""
-        keys = {f"{self._study_key}/{number}" for number in numbers}
+    def collect(self, removable: Removable) -> None:
+        """Remove the files of trials that are not needed, once what is uploaded now is in the store.
+
+        Args:
+            removable: Asked on the thread, for the trials that the store has files of then.
+        """
+        self._removable = removable
         with self._changed:
-            self._uploads = [one for one in self._uploads if one.late is None or one.trial_key not in keys]
-            known = [number for number in numbers if number in self.numbers]
-            self._chores += [lambda number=number: self._remove_trial(number) for number in known]
+            self._collect_later()
         self._wake()
 
     def take_arrived(self) -> list[Late]:
@@ -191,6 +196,7 @@ class Uploads:
                 self._uploads.remove(upload)
                 self._arrived.append(late)
                 self._chores.append(upload.tidy)
+                self._collect_later()  # other trials may have become better meanwhile
 
     def _note_failed(self, error: Exception, what: str = "") -> None:
         if self._down_since_s is None:
@@ -200,13 +206,18 @@ class Uploads:
             why = str(error) if isinstance(error, TunerError) else f"{what}: {describe_error(error)}"
             tell(f"{why}; training continues, and uploads are tried again", "artifacts", "warning")
 
-    def _list_trials(self) -> None:
-        names = self._store.names(self._study_key)
-        self.numbers = frozenset(int(name) for name in names if name.isdecimal())
+    def _collect_later(self) -> None:
+        if self._collect not in self._chores[1:]:  # the first one may run already
+            self._chores.append(self._collect)
 
-    def _remove_trial(self, number: int) -> None:
-        self._store.remove(f"{self._study_key}/{number}")
-        self.numbers -= {number}
+    def _collect(self) -> None:
+        """Remove what is not needed; without the database, the end of the next trial tries again."""
+        numbers = [int(name) for name in self._store.names(self._study_key) if name.isdecimal()]
+        if self._removable is None or not numbers:
+            return
+        with contextlib.suppress(StorageLost), hurried(PROMPT):
+            for number in self._removable(numbers):
+                self._store.remove(f"{self._study_key}/{number}")
 
 
 def _is_gone(upload: TrialUpload) -> bool:
