@@ -13,6 +13,7 @@ Results go to stdout, progress and logs to stderr. Exit statuses, the same for a
 from __future__ import annotations
 
 import contextlib
+import copy
 import importlib.metadata
 import io
 import os
@@ -165,13 +166,23 @@ def _leave_stalled_writes() -> None:
 def _run() -> None:
     """Run the command; a closed pipe on stdout does not change its exit status."""
     try:
-        app()
+        _with_asked_alone(sys.argv[1:])()
     except SystemExit:
         try:
             sys.stdout.flush()
         except BrokenPipeError:
             drop(sys.stdout)
         raise
+
+
+def _with_asked_alone(words: list[str]) -> typer.Typer:
+    """Return the command line with the command that the words name, or with all: Typer builds all that it has."""
+    asked = [one for one in app.registered_commands if one.callback and [one.callback.__name__] == words[:1]]
+    if not asked:  # --help, a wrong name, shell completion
+        return app
+    alone = copy.copy(app)
+    alone.registered_commands, alone.registered_groups = asked, []
+    return alone
 
 
 def _fail(error: TunerError) -> None:

@@ -7,6 +7,7 @@ from typing import Any
 
 import optuna
 import pytest
+import sqlalchemy as sa
 from optuna.pruners import HyperbandPruner, SuccessiveHalvingPruner
 from optuna.trial import TrialState
 
@@ -33,6 +34,7 @@ NAMES = {
     "_get_bracket_id": private.bracket,
     "_min_n_trials": private.fewest_trials,
     "_rdb": private.table_models,
+    "_VersionManager": private.storage_on_checked_tables,
     "_frozen": None,
     "_FrozenStudy": None,
     "_params": private.params,
@@ -205,6 +207,21 @@ def test_halving_has_the_settings_it_was_given() -> None:
     pruner = SuccessiveHalvingPruner(2, reduction_factor=5, min_early_stopping_rate=1, bootstrap_count=3)
     assert private.halving(pruner) == private.Halving(2, 5, 1, 3)
     assert private.halving(SuccessiveHalvingPruner()).min_resource is None
+
+
+def test_a_storage_on_checked_tables_changes_no_other_storage(tmp_path: Path) -> None:
+    url = f"sqlite:///{tmp_path / 'tuner.db'}"
+    theirs = optuna.storages.RDBStorage(url)
+    optuna.create_study(storage=theirs, study_name="one")
+    with theirs.engine.begin() as connection:
+        connection.execute(sa.text("UPDATE alembic_version SET version_num = 'v1.2.0.a'"))
+    ours = private.storage_on_checked_tables(url, {})
+    assert ours.get_study_name_from_id(ours.get_study_id_from_name("one")) == "one"
+    with pytest.raises(RuntimeError, match="optuna storage upgrade"):
+        optuna.storages.RDBStorage(url)
+    for storage in (ours, theirs):
+        storage.remove_session()
+        storage.engine.dispose()
 
 
 def test_tables_and_migrations_are_optunas() -> None:

@@ -22,7 +22,7 @@ from optuna.exceptions import StorageInternalError
 from optuna.storages import BaseStorage, RDBStorage
 from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState
-from sqlalchemy import Connection, Engine
+from sqlalchemy import Connection
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 
@@ -43,7 +43,7 @@ from tuner.storage.sql.tables import (
     trial_user_attributes,
     trials,
 )
-from tuner.storage.sql.url import AnyURL, StorageURL, parse_url
+from tuner.storage.sql.url import AnyURL, parse_url
 from tuner.storage.sql.zones import UTC, utc_time
 from tuner.storage.worker.fences import Lease
 from tuner.storage.worker.leases import delete_attributes, store_attribute
@@ -130,8 +130,6 @@ class Storage(BaseStorage):
         self.engine = patient(new_engine(url), patience)
         try:
             retried(self.engine, lambda _: (schema.prepare if creates_tables else schema.check)(self.engine))
-            if creates_tables:
-                self._cold(lambda: self._rdb)
         except (DBAPIError, StorageInternalError) as error:
             self.engine.dispose()
             raise lost(error, url) from None
@@ -150,7 +148,8 @@ class Storage(BaseStorage):
         """Optuna's own storage, using our connections; it needs its tables."""
         with self._lock:
             if self._optunas is None:
-                self._optunas = _cold_storage(self.url, self.engine)
+                pool = {"pool": self.engine.pool}
+                self._optunas = private.storage_on_checked_tables(self.url.for_optuna, pool)
             return self._optunas
 
     def close(self) -> None:
@@ -575,9 +574,3 @@ class WindowedStorage:
         found = self._storage.get_window(study_id)
         wanted = found if states is None else [trial for trial in found if trial.state in states]
         return list(copies(wanted)) if deepcopy else wanted
-
-
-def _cold_storage(url: StorageURL, engine: Engine) -> RDBStorage:
-    """Return Optuna's own storage, using our connections."""
-    pool = {"pool": engine.pool}
-    return RDBStorage(url.for_optuna, engine_kwargs=pool, skip_table_creation=True, skip_compatibility_check=True)

@@ -1,0 +1,50 @@
+"""A command starts without what other commands need."""
+
+import gc
+from typing import Any, cast
+
+import pytest
+from typer.main import get_command
+
+from tuner import cli
+from tuner.cli import run
+
+
+def shape(command: Any) -> Any:
+    """Return all that the help of a command shows."""
+    about = [(one.name, one.opts, one.secondary_opts, one.required) for one in command.params]
+    return type(command), command.name, command.help, about
+
+
+def test_the_command_that_is_asked_for_is_the_same_alone() -> None:
+    complete = cast("Any", get_command(cli.app)).commands
+    names = [name for name in complete if name != "user"]
+    assert len(names) == len(cli.app.registered_commands) > 30
+    for name in names:
+        alone = cast("Any", get_command(cli._with_asked_alone([name, "--help"])))  # pyright: ignore[reportPrivateUsage]
+        assert list(alone.commands) == [name]
+        assert shape(alone.commands[name]) == shape(complete[name])
+        assert shape(alone) == shape(get_command(cli.app))
+
+
+@pytest.mark.parametrize("words", [[], ["--help"], ["--version"], ["user", "add"], ["wroker"], ["", "best"]])
+def test_otherwise_all_are_there(words: list[str]) -> None:
+    assert cli._with_asked_alone(words) is cli.app  # pyright: ignore[reportPrivateUsage]
+
+
+def test_garbage_is_collected_again_after_imports() -> None:
+    before = gc.get_freeze_count()
+    seen: list[bool] = []
+
+    def fail() -> None:
+        with run._without_gc():  # pyright: ignore[reportPrivateUsage]
+            seen.append(gc.isenabled())
+            raise ImportError
+
+    try:
+        with pytest.raises(ImportError):
+            fail()
+        assert (seen, gc.isenabled()) == ([False], True)
+        assert gc.get_freeze_count() > before
+    finally:
+        gc.unfreeze()
