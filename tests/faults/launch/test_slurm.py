@@ -148,7 +148,7 @@ def test_workers_at_the_time_limit_come_back(
 
 
 @pytest.mark.parametrize(
-    "way", ["scancel", "ctrl-c", *(pytest.param(way, marks=pytest.mark.long) for way in ("stop", "scale to 0"))]
+    "way", ["scancel", *(pytest.param(way, marks=pytest.mark.long) for way in ("ctrl-c", "stop", "scale to 0"))]
 )
 def test_a_cancelled_job_gives_back_its_trials_and_does_not_come_back(
     tuner: Any, url: str, slurm: SlurmCluster, hold: Path, wait_until: Wait, way: str

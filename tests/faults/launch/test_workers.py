@@ -64,6 +64,7 @@ def check_study(tuner: Any, trials: int, epochs: int = 3) -> list[dict[str, Any]
     return rows
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_a_killed_worker_is_replaced_and_its_trial_goes_on(
     tuner_on_sqlite: Any, tiny_function: Path, wait_until: Callable[..., Any], tmp_path: Path

@@ -415,6 +415,7 @@ def check_tables(url: str) -> None:
     assert {name: count(url, name) for name in made} == dict.fromkeys(made, 1)
 
 
+@pytest.mark.long
 @pytest.mark.slow
 @pytest.mark.parametrize("any_url", ["sqlite", "postgres"], indirect=True)
 def test_several_processes_start_at_once_on_an_empty_storage(any_url: str) -> None:

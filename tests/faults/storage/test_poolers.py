@@ -230,8 +230,13 @@ def test_an_option_that_pgbouncer_refuses_is_told_at_once_however_patient_the_ca
 @pytest.mark.slow
 @pytest.mark.parametrize(
     # In session mode each client has a connection to the server: two for a worker, one for the launcher.
-    "pooler", [{}, {"mode": "session", "size": 5}], indirect=True, ids=["transaction", "session"],
-)  # fmt: skip
+    "pooler",
+    [
+        pytest.param({}, id="transaction"),
+        pytest.param({"mode": "session", "size": 5}, id="session", marks=pytest.mark.long),
+    ],
+    indirect=True,
+)
 def test_a_launch_through_pgbouncer_is_as_any(
     tuner_on_sqlite: Any, through: str, url: str, tiny_function: Path
 ) -> None:

@@ -203,6 +203,7 @@ def check_same_as_quiet(tuner: Any, tmp_path: Path, trials: int, **env: str) -> 
     assert [(row["hparams"], row["value"]) for row in rows] == [(row["hparams"], row["value"]) for row in expected]
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_a_killed_workers_trial_is_resumed_from_its_checkpoint(
     tuner_on_sqlite: Any, tiny_study: Path, wait_until: Callable[..., Any], tmp_path: Path

@@ -120,6 +120,7 @@ def test_a_killed_rank_ends_the_group_and_another_one_finishes_its_trial(
     assert first > 1, "it resumed from the checkpoint"
 
 
+@pytest.mark.long
 def test_a_stopped_group_gives_back_its_trial_and_one_process_goes_on(
     tuner: Tuner, alone: dict[int, Any], wait_until: Wait, tmp_path: Path
 ) -> None:

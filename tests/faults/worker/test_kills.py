@@ -131,7 +131,7 @@ def check_same(found: dict[int, Any], quiet: dict[int, Any], trials: int) -> Non
         pytest.param("after_report 2", ["died", "complete"], 0, marks=pytest.mark.long),
         ("in_save 2", ["died", "complete"], 0),
         pytest.param("before_tell 2", ["died", "complete"], 0, marks=pytest.mark.long),
-        ("after_tell 2", ["complete"], 1),
+        pytest.param("after_tell 2", ["complete"], 1, marks=pytest.mark.long),
     ],
     ids=lambda value: value.split()[0] if isinstance(value, str) else None,
 )

@@ -52,9 +52,12 @@ PYTHON_RUNS = ("docs/guide/", "docs/storage.md")
 """Pages whose Python is run, block by block; `tests/unit/project/test_docs.py` runs docs/training.md as one script."""
 LONG = {
     *("docs/dashboard.md", "docs/observability.md", "docs/tracking.md"),
-    *(f"docs/guide/{name}.md" for name in ("cohorts", "extending", "first-study", "notebooks", "postgres")),
-    *(f"docs/guide/{name}.md" for name in ("reproducing", "samplers", "several-machines", "several-objectives")),
-    *(f"docs/guide/{name}.md" for name in ("several-studies", "trained-model", "your-own-model")),
+    *(
+        f"docs/guide/{name}.md"
+        for name in ("changing-a-space", "cohorts", "extending", "first-study", "notebooks", "postgres")
+    ),
+    *(f"docs/guide/{name}.md" for name in ("pruning", "reproducing", "samplers", "search-spaces", "several-machines")),
+    *(f"docs/guide/{name}.md" for name in ("several-objectives", "several-studies", "trained-model", "your-own-model")),
 }
 """Pages that take long, and whose commands have tests of their own."""
 FIRST = "tuner launch studies/digits_mlp.py"

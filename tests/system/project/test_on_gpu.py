@@ -73,9 +73,8 @@ def test_workers_on_cpus_see_their_cores_and_the_rest_is_skipped(on_gpu: Any) ->
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    "question", [pytest.param(name, marks=() if name == "precision" else pytest.mark.long) for name in SIDES]
-)
+@pytest.mark.long
+@pytest.mark.parametrize("question", SIDES)
 def test_ratios_are_those_of_the_figures_of_both_sides(question: str) -> None:
     lines, found = run("--only", question)
     assert found.returncode == 0, found.stderr
@@ -95,6 +94,7 @@ def check_heads(lines: dict[str, dict[str, Any]]) -> None:
         assert {"question", "date", "jax", "rows"} <= line.keys()
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_a_question_that_fails_leaves_the_others(tmp_path: Path) -> None:
     """Workers are assigned a GPU that JAX does not have."""

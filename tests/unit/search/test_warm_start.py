@@ -82,7 +82,7 @@ def searched(function: Callable[[dict[str, Any]], float], shift: float, seed: in
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("function", [bowl, valley])
+@pytest.mark.parametrize("function", [bowl, pytest.param(valley, marks=pytest.mark.long)])
 def test_15_trials_find_a_better_point_than_without(function: Any, url: str) -> None:
     better = []
     for seed in range(8):

@@ -317,7 +317,7 @@ _QUICK = ("adamw", "lbfgs", "muon", *SCHEDULE_FREE)
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    "name", [pytest.param(name, marks=[] if name in _QUICK else [pytest.mark.slow]) for name in OPTIMIZERS]
+    "name", [pytest.param(name, marks=[] if name in _QUICK else [pytest.mark.long]) for name in OPTIMIZERS]
 )
 def test_every_optimizer_resumes_and_its_checkpoints_load(name: str, tmp_path: Path) -> None:
     trainer = Line(name)

@@ -112,7 +112,7 @@ _QUICK = ("adamw", *WHOLE_ARRAY)
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    "name", [pytest.param(name, marks=[] if name in _QUICK else [pytest.mark.slow]) for name in OPTIMIZERS]
+    "name", [pytest.param(name, marks=[] if name in _QUICK else [pytest.mark.long]) for name in OPTIMIZERS]
 )
 def test_each_layer_of_a_stack_is_updated_as_the_same_layer_alone(name: str) -> None:
     params, targets = stacked(0), stacked(1)
@@ -220,7 +220,7 @@ def test_an_axis_counts_layers_only_below_the_stack_and_at_its_length() -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["adamw", pytest.param("muon", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("name", ["adamw", pytest.param("muon", marks=pytest.mark.long)])
 def test_a_scanned_transformer_trains_as_an_unrolled_one(name: str) -> None:
     model = Transformer(vocabulary=5, width=8, heads=2, depth=2)
     batch = {"inputs": jax.random.randint(jax.random.key(3), (4, 6), 0, 5), "weight": jnp.ones(4)}

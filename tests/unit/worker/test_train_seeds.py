@@ -428,8 +428,10 @@ class Unsteady(Line):
     ("seed", "seeds", "cohort"),
     [
         (0, 3, 3),
-        (2, (1, 3), "auto"),
-        *(pytest.param(*case, marks=pytest.mark.long) for case in [(1, (1, 2, 3), 3), (3, (2, 4), 2)]),
+        *(
+            pytest.param(*case, marks=pytest.mark.long)
+            for case in [(1, (1, 2, 3), 3), (2, (1, 3), "auto"), (3, (2, 4), 2)]
+        ),
     ],
 )
 @pytest.mark.with_tables
