@@ -250,7 +250,6 @@ def _unless_it_stalls(folder: Path, write: Callable[[], None], limit_s: float) -
         TimeoutError: No byte was added for so long. The thread continues to wait; see `has_stalled`.
         Exception: What `write` raises.
     """
-    ended = threading.Event()
     errors: list[BaseException] = []
 
     def run() -> None:
@@ -258,19 +257,19 @@ def _unless_it_stalls(folder: Path, write: Callable[[], None], limit_s: float) -
             write()
         except BaseException as error:
             errors.append(error)
-        finally:
-            ended.set()
 
     # The threads that Orbax starts in a daemon thread are daemons as well.
     thread = threading.Thread(target=run, name="checkpoint", daemon=True)
     thread.start()
     written, waited_s = -1, 0.0  # not the clock's: a process may be stopped for hours, and then goes on
-    while not ended.wait(_LOOK_S):
+    thread.join(_LOOK_S)
+    while thread.is_alive():
         before, written = written, _size(folder)
         waited_s = waited_s + _LOOK_S if written == before else 0.0
         if waited_s >= limit_s:
             _stalled.append(thread)
             raise TimeoutError(f"nothing was written for {waited_s:.0f} s")
+        thread.join(_LOOK_S)
     if errors:
         raise errors[0]
 
