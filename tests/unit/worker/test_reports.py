@@ -61,6 +61,12 @@ class Database:
         return kept
 
 
+@pytest.fixture(autouse=True)
+def _brief_waiting(monkeypatch: pytest.MonkeyPatch) -> None:  # pyright: ignore[reportUnusedFunction]
+    """Wait no longer than outside of tests, unlike the other unit tests."""
+    monkeypatch.setattr(reports_, "_ANSWER_S", 1.5)
+
+
 @pytest.fixture
 def background() -> Iterator[Background]:
     background = Background("test")
