@@ -27,7 +27,7 @@ def test_the_command_that_is_asked_for_is_the_same_alone() -> None:
         assert shape(alone) == shape(get_command(cli.app))
 
 
-@pytest.mark.parametrize("words", [[], ["--help"], ["--version"], ["user", "add"], ["wroker"], ["", "best"]])
+@pytest.mark.parametrize("words", [[], ["--help"], ["--version"], ["user", "add"], ["none"], ["", "best"]])
 def test_otherwise_all_are_there(words: list[str]) -> None:
     assert cli._with_asked_alone(words) is cli.app  # pyright: ignore[reportPrivateUsage]
 
