@@ -185,15 +185,13 @@ def _work(
     say: Callable[[Event], None],
     group: Leader | None = None,
 ) -> None:
-    with _without_gc():
-        from tuner.storage import connect_when_up, storage_url
-        from tuner.study.file import load_target, split_target
-        from tuner.worker import run_worker
+    from tuner.storage import connect_when_up, storage_url
+    from tuner.study.file import load_target, split_target
+    from tuner.worker import run_worker
 
     url = storage_url(storage)
     with busy_if_at_work(file, storage):
-        with _without_gc():
-            found = load_target(file, settings)
+        found = load_target(file, settings)
         # A launcher has already connected, and its workers wait longer.
         if LAUNCHED_VARIABLE not in os.environ and not url.is_new_file():
             connect_when_up(url).dispose()
@@ -201,17 +199,6 @@ def _work(
         run_worker(
             found.study, url, artifacts=artifacts, file=path, function=found.function, say=say, stop=stop, group=group
         )
-
-
-@contextlib.contextmanager
-def _without_gc() -> Generator[None]:
-    """Look for no garbage during imports, which leave none: it takes a tenth of the start of a worker."""
-    gc.disable()
-    try:
-        yield
-    finally:
-        gc.freeze()
-        gc.enable()
 
 
 def _compile_only(

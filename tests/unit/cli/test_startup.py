@@ -1,13 +1,11 @@
 """A command starts without what other commands need."""
 
-import gc
 from typing import Any, cast
 
 import pytest
 from typer.main import get_command
 
 from tuner import cli
-from tuner.cli import run
 
 
 def shape(command: Any) -> Any:
@@ -30,21 +28,3 @@ def test_the_command_that_is_asked_for_is_the_same_alone() -> None:
 @pytest.mark.parametrize("words", [[], ["--help"], ["--version"], ["user", "add"], ["none"], ["", "best"]])
 def test_otherwise_all_are_there(words: list[str]) -> None:
     assert cli._with_asked_alone(words) is cli.app  # pyright: ignore[reportPrivateUsage]
-
-
-def test_garbage_is_collected_again_after_imports() -> None:
-    before = gc.get_freeze_count()
-    seen: list[bool] = []
-
-    def fail() -> None:
-        with run._without_gc():  # pyright: ignore[reportPrivateUsage]
-            seen.append(gc.isenabled())
-            raise ImportError
-
-    try:
-        with pytest.raises(ImportError):
-            fail()
-        assert (seen, gc.isenabled()) == ([False], True)
-        assert gc.get_freeze_count() > before
-    finally:
-        gc.unfreeze()

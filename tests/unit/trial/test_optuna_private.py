@@ -2,6 +2,7 @@
 in one file only."""
 
 import ast
+import functools
 from pathlib import Path
 from typing import Any
 
@@ -222,6 +223,37 @@ def test_a_storage_on_checked_tables_changes_no_other_storage(tmp_path: Path) ->
     for storage in (ours, theirs):
         storage.remove_session()
         storage.engine.dispose()
+
+
+@pytest.mark.parametrize("change", ["another name", "decorated", "super"])
+def test_a_storage_that_is_made_in_another_way_looks_itself(
+    change: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from optuna.storages._rdb import storage as module
+
+    url, original = f"sqlite:///{tmp_path / 'tuner.db'}", module.RDBStorage.__init__
+    optuna.storages.RDBStorage(url).engine.dispose()
+    if change == "another name":
+        real = module._VersionManager
+
+        def init(self: Any, *args: Any, **given: Any) -> None:
+            with pytest.MonkeyPatch.context() as patch:
+                patch.setattr(module, "_VersionManager", real, raising=False)
+                original(self, *args, **given)
+
+        monkeypatch.delattr(module, "_VersionManager")
+    else:
+
+        def init(self: Any, *args: Any, **given: Any) -> None:
+            original(self, *args, **given)
+
+        if change == "decorated":
+            init = functools.wraps(original)(init)
+    monkeypatch.setattr(module.RDBStorage, "__init__", init)
+    ours = private.storage_on_checked_tables(url, {})
+    assert ours.get_all_studies() == []
+    ours.remove_session()
+    ours.engine.dispose()
 
 
 def test_tables_and_migrations_are_optunas() -> None:

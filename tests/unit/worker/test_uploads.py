@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from tuner.errors import ArtifactsLost, StorageLost
+from tuner.errors import ArtifactsLost, StorageDenied, StorageLost, StorageSchemaError
 from tuner.object_storage import ObjectStore, cached_folder, parse_artifacts_url
 from tuner.storage.artifacts import StudyArtifacts
 from tuner.storage.worker.fences import Lease
@@ -493,8 +493,28 @@ def test_what_is_not_needed_any_more_is_removed_after_a_late_upload(here: Machin
     assert store.records() == ["3/1/best"]
 
 
+def test_a_late_checkpoint_of_a_trial_that_is_not_needed_any_more_never_arrives(
+    here: Machine, store: Store, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store.is_away = True
+    with here.began(1) as first:
+        first.keep(kept(first.root), 11)
+        first.finish()
+
+    def remove(study: Path, removable: Callable[[Collection[int]], Collection[int]]) -> None:
+        removable([3])  # and the folder is there for a while
+
+    monkeypatch.setattr(trial_files, "collect", remove)
+    here.files.collect(lambda numbers: numbers)
+    store.is_away = False
+    here.files.close()
+    assert (here.files.take_arrived(), store.records()) == ([], [])
+    assert "cannot upload" not in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("error", [StorageLost, StorageSchemaError, StorageDenied])
 def test_a_database_that_does_not_answer_holds_up_no_upload(
-    here: Machine, store: Store, capsys: pytest.CaptureFixture[str]
+    error: type[Exception], here: Machine, store: Store, capsys: pytest.CaptureFixture[str]
 ) -> None:
     asked: list[int] = []
 
@@ -502,7 +522,7 @@ def test_a_database_that_does_not_answer_holds_up_no_upload(
         if threading.current_thread() is threading.main_thread():
             return []
         asked.extend(numbers)
-        raise StorageLost("cannot reach the database")
+        raise error("cannot read the database")
 
     with here.began(1) as first:
         first.keep(kept(first.root), 11)

@@ -175,7 +175,12 @@ class _InStore:
                 self._uploads.finish_later(upload)
 
     def collect(self, removable: Removable) -> None:
-        collect(self._folder, removable)
+        def removable_here(numbers: Collection[int]) -> Collection[int]:
+            found = removable(numbers)
+            self._uploads.drop_late(found)  # before their folders are removed
+            return found
+
+        collect(self._folder, removable_here)
         self._uploads.collect(removable)
 
     def take_arrived(self) -> list[Late]:

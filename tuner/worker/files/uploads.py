@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import threading
 import time
 from collections.abc import Callable, Collection
 
-from tuner.errors import StorageLost, TunerError
+from tuner.errors import TunerError
 from tuner.object_storage.store import describe_error
 from tuner.output.log import tell
 from tuner.storage.artifacts import ObjectStore
@@ -20,6 +21,9 @@ _POLL_S = 1.0
 _FIRST_PAUSE_S, _LONGEST_PAUSE_S = 1.0, 30.0
 DOWN_S = 10.0
 """Seconds that the end of a trial waits for a store that does not answer."""
+
+_BRIEFLY = dataclasses.replace(PROMPT, statement_s=2.0)
+"""How long the uploads wait for the database."""
 
 Removable = Callable[[Collection[int]], Collection[int]]
 """Returns those of trials whose files can be removed."""
@@ -88,11 +92,17 @@ class Uploads:
             if upload not in self._uploads:
                 self._uploads.append(upload)
 
+    def drop_late(self, numbers: Collection[int]) -> None:
+        """Stop to upload the best checkpoints of ended trials that are not needed any more."""
+        keys = {f"{self._study_key}/{number}" for number in numbers}
+        with self._changed:
+            self._uploads = [one for one in self._uploads if one.late is None or one.trial_key not in keys]
+
     def collect(self, removable: Removable) -> None:
-        """Remove the files of trials that are not needed, once what is uploaded now is in the store.
+        """Remove the files of trials that are not needed, after the next look for uploads.
 
         Args:
-            removable: Asked on the thread, for the trials that the store has files of then.
+            removable: Called on the thread, with the trials that have files in the store at that time.
         """
         self._removable = removable
         with self._changed:
@@ -196,7 +206,7 @@ class Uploads:
                 self._uploads.remove(upload)
                 self._arrived.append(late)
                 self._chores.append(upload.tidy)
-                self._collect_later()  # other trials may have become better meanwhile
+                self._collect_later()  # better trials may have ended during the upload
 
     def _note_failed(self, error: Exception, what: str = "") -> None:
         if self._down_since_s is None:
@@ -207,17 +217,19 @@ class Uploads:
             tell(f"{why}; training continues, and uploads are tried again", "artifacts", "warning")
 
     def _collect_later(self) -> None:
-        if self._collect not in self._chores[1:]:  # the first one may run already
+        if self._collect not in self._chores[1:]:  # the first chore may be running: it would miss what is new
             self._chores.append(self._collect)
 
     def _collect(self) -> None:
-        """Remove what is not needed; without the database, the end of the next trial tries again."""
-        numbers = [int(name) for name in self._store.names(self._study_key) if name.isdecimal()]
-        if self._removable is None or not numbers:
+        """Remove what is not needed; without the database, the end of a later trial or `tuner gc` does."""
+        if self._removable is None:
             return
-        with contextlib.suppress(StorageLost), hurried(PROMPT):
-            for number in self._removable(numbers):
-                self._store.remove(f"{self._study_key}/{number}")
+        numbers = [int(name) for name in self._store.names(self._study_key) if name.isdecimal()]
+        found: Collection[int] = ()
+        with contextlib.suppress(TunerError), hurried(_BRIEFLY):
+            found = self._removable(numbers) if numbers else ()
+        for number in found:
+            self._store.remove(f"{self._study_key}/{number}")
 
 
 def _is_gone(upload: TrialUpload) -> bool:
