@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 # Before anything imports JAX.
-more_flags = os.environ.get("TUNER_TEST_XLA_FLAGS", "")  # another instruction set, see CONTRIBUTING.md
+more_flags = os.environ.get("TUNER_TEST_XLA_FLAGS", "")  # more flags for XLA, see CONTRIBUTING.md
 os.environ["XLA_FLAGS"] = f"--xla_force_host_platform_device_count=8 {more_flags}".strip()
 os.environ["JAX_PLATFORMS"] = "cpu"
 os.environ["JAX_NUMPY_DTYPE_PROMOTION"] = "strict"

@@ -176,7 +176,10 @@ def _run() -> None:
 
 
 def _with_asked_alone(words: list[str]) -> typer.Typer:
-    """Return the command line with the command that the words name, or with all: Typer builds all that it has."""
+    """Return an app with only the command that is asked for, because Typer builds every command of an app.
+
+    Without one, return the whole app.
+    """
     asked = [one for one in app.registered_commands if one.callback and [one.callback.__name__] == words[:1]]
     if not asked:  # --help, a wrong name, shell completion
         return app

@@ -63,7 +63,7 @@ class Database:
 
 @pytest.fixture(autouse=True)
 def _brief_waiting(monkeypatch: pytest.MonkeyPatch) -> None:  # pyright: ignore[reportUnusedFunction]
-    """Wait no longer than outside of tests, unlike the other unit tests."""
+    """Use the real waiting time; `conftest.py` makes it long for the other unit tests."""
     monkeypatch.setattr(reports_, "_ANSWER_S", 1.5)
 
 
