@@ -166,7 +166,7 @@ def _leave_stalled_writes() -> None:
 def _run() -> None:
     """Run the command; a closed pipe on stdout does not change its exit status."""
     try:
-        _with_asked_alone(sys.argv[1:])()
+        _app_for(sys.argv[1:])()
     except SystemExit:
         try:
             sys.stdout.flush()
@@ -175,7 +175,7 @@ def _run() -> None:
         raise
 
 
-def _with_asked_alone(words: list[str]) -> typer.Typer:
+def _app_for(words: list[str]) -> typer.Typer:
     """Return an app with only the command that is asked for, because Typer builds every command of an app.
 
     Without one, return the whole app.

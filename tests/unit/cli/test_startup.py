@@ -19,7 +19,7 @@ def test_the_command_that_is_asked_for_is_the_same_alone() -> None:
     names = [name for name in complete if name != "user"]
     assert len(names) == len(cli.app.registered_commands) > 30
     for name in names:
-        alone = cast("Any", get_command(cli._with_asked_alone([name, "--help"])))  # pyright: ignore[reportPrivateUsage]
+        alone = cast("Any", get_command(cli._app_for([name, "--help"])))  # pyright: ignore[reportPrivateUsage]
         assert list(alone.commands) == [name]
         assert shape(alone.commands[name]) == shape(complete[name])
         assert shape(alone) == shape(get_command(cli.app))
@@ -27,4 +27,4 @@ def test_the_command_that_is_asked_for_is_the_same_alone() -> None:
 
 @pytest.mark.parametrize("words", [[], ["--help"], ["--version"], ["user", "add"], ["none"], ["", "best"]])
 def test_otherwise_all_are_there(words: list[str]) -> None:
-    assert cli._with_asked_alone(words) is cli.app  # pyright: ignore[reportPrivateUsage]
+    assert cli._app_for(words) is cli.app  # pyright: ignore[reportPrivateUsage]

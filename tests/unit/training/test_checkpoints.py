@@ -150,6 +150,22 @@ def test_a_relative_folder_stays_where_it_was(tmp_path: Path, monkeypatch: pytes
     assert read("here/trial")[0]["n"] == 3
 
 
+def test_the_thread_of_a_write_has_ended_when_the_write_returns(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made: list[threading.Thread] = []
+
+    class EndsLate(threading.Thread):
+        def run(self) -> None:
+            made.append(self)
+            super().run()
+            time.sleep(0.2)
+
+    monkeypatch.setattr(files.threading, "Thread", EndsLate)
+    files._unless_it_stalls(tmp_path, lambda: None, 60.0)
+    assert [thread.is_alive() for thread in made] == [False]
+
+
 def test_nothing_is_said_logged_or_left_running(
     tmp_path: Path, capfd: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
 ) -> None:

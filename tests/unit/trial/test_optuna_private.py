@@ -225,7 +225,7 @@ def test_a_storage_on_checked_tables_changes_no_other_storage(tmp_path: Path) ->
         storage.engine.dispose()
 
 
-@pytest.mark.parametrize("change", ["another name", "decorated", "super"])
+@pytest.mark.parametrize("change", ["another name", "decorated", "with a closure"])
 def test_a_storage_that_is_made_in_another_way_looks_itself(
     change: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -130,7 +130,7 @@ class Storage(BaseStorage):
         self.engine = patient(new_engine(url), patience)
         try:
             retried(self.engine, lambda _: (schema.prepare if creates_tables else schema.check)(self.engine))
-        except (DBAPIError, StorageInternalError) as error:
+        except DBAPIError as error:
             self.engine.dispose()
             raise lost(error, url) from None
         except BaseException:

@@ -44,7 +44,7 @@ _KEEPALIVE = {
 
 
 def new_engine(url: AnyURL) -> Engine:
-    """Return an engine with at most two connections: one for the work, one for the thread that renews leases."""
+    """Return an engine with at most two connections, which all threads of a worker share."""
     url = parse_url(url)
     if url.file is not None:
         return _sqlite_engine(url, url.file)

@@ -104,8 +104,8 @@ class Uploads:
         Args:
             removable: Called on the thread, with the trials that have files in the store at that time.
         """
-        self._removable = removable
         with self._changed:
+            self._removable = removable
             self._collect_later()
         self._wake()
 
