@@ -40,13 +40,20 @@ def test_of_branches_and_files_of_another_form_none_is_the_newest(tmp_path: Path
     assert newest_in(tmp_path / "other") is None
 
 
-@pytest.mark.parametrize("revision", ['V = "v3"\nrevision = V', 'revision = (\n    "v3"\n)', ""])
-def test_a_file_of_another_form_is_not_overlooked(revision: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    "text",
+    [
+        'V = "v3"\nrevision = V\ndown_revision = "v2"\n',
+        'revision = (\n    "v3"\n)\ndown_revision = "v2"\n',
+        'revision, down_revision = "v3", "v2"\n',
+    ],
+)
+def test_a_file_of_another_form_is_not_overlooked(text: str, tmp_path: Path) -> None:
     folder = tmp_path / "versions"
     folder.mkdir()
     (folder / "a.py").write_text('revision = "v1"\ndown_revision = None\n')
     (folder / "b.py").write_text('revision = "v2"\ndown_revision = "v1"\n')
-    (folder / "c.py").write_text(f'{revision}\ndown_revision = "v2"\n')
+    (folder / "c.py").write_text(text)
     assert newest_in(tmp_path) is None
 
 

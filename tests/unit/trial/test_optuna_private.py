@@ -236,10 +236,11 @@ def test_a_storage_that_is_made_in_another_way_looks_itself(
     if change == "another name":
         real = module._VersionManager
 
-        def init(self: Any, *args: Any, **given: Any) -> None:
+        # Without a closure, like the real one.
+        def init(self: Any, *args: Any, module: Any = module, made: Any = (original, real), **given: Any) -> None:
             with pytest.MonkeyPatch.context() as patch:
-                patch.setattr(module, "_VersionManager", real, raising=False)
-                original(self, *args, **given)
+                patch.setattr(module, "_VersionManager", made[1], raising=False)
+                made[0](self, *args, **given)
 
         monkeypatch.delattr(module, "_VersionManager")
     else:
