@@ -45,7 +45,7 @@ def test_of_branches_and_files_of_another_form_none_is_the_newest(tmp_path: Path
     [
         'V = "v3"\nrevision = V\ndown_revision = "v2"\n',
         'revision = (\n    "v3"\n)\ndown_revision = "v2"\n',
-        'revision, down_revision = "v3", "v2"\n',
+        'V, W = "v3", "v2"\nrevision = V\ndown_revision = W\n',
     ],
 )
 def test_a_file_of_another_form_is_not_overlooked(text: str, tmp_path: Path) -> None:

@@ -233,24 +233,21 @@ def test_a_storage_that_is_made_in_another_way_looks_itself(
 
     url, original = f"sqlite:///{tmp_path / 'tuner.db'}", module.RDBStorage.__init__
     optuna.storages.RDBStorage(url).engine.dispose()
+
+    # Without a closure, like the real one.
+    def renamed(self: Any, *args: Any, made: Any = (module, original, module._VersionManager), **given: Any) -> None:
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(made[0], "_VersionManager", made[2], raising=False)
+            made[1](self, *args, **given)
+
+    def enclosing(self: Any, *args: Any, **given: Any) -> None:
+        original(self, *args, **given)
+
     if change == "another name":
-        real = module._VersionManager
-
-        # Without a closure, like the real one.
-        def init(self: Any, *args: Any, module: Any = module, made: Any = (original, real), **given: Any) -> None:
-            with pytest.MonkeyPatch.context() as patch:
-                patch.setattr(module, "_VersionManager", made[1], raising=False)
-                made[0](self, *args, **given)
-
         monkeypatch.delattr(module, "_VersionManager")
-    else:
-
-        def init(self: Any, *args: Any, **given: Any) -> None:
-            original(self, *args, **given)
-
-        if change == "decorated":
-            init = functools.wraps(original)(init)
-    monkeypatch.setattr(module.RDBStorage, "__init__", init)
+    if change == "decorated":
+        functools.update_wrapper(renamed, original)
+    monkeypatch.setattr(module.RDBStorage, "__init__", enclosing if change == "with a closure" else renamed)
     ours = private.storage_on_checked_tables(url, {})
     assert ours.get_all_studies() == []
     ours.remove_session()
