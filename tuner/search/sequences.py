@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import math
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import optuna
@@ -114,16 +114,17 @@ class GridSampler(BaseSampler):
         storage, study_id, trial_id = private.storage_of(study), private.study_id(study), private.trial_id(trial)
         trials = storage.get_all_trials(study_id, deepcopy=False)
         others = [other for other in trials if other.number != trial.number]
-        taken = {key for other in others if (key := self._key_of(other)) is not None}
+        taken = {other.number: key for other in others if (key := self._key_of(other)) is not None}
 
-        def choose(noted: Sequence[Mapping[str, object]]) -> Mapping[str, Any]:
-            all_taken = taken | {self._key(point) for point in noted}
+        def choose(noted: Sequence[Mapping[str, object]], failed: Collection[int]) -> Mapping[str, Any]:
+            still_taken = {key for number, key in taken.items() if number not in failed}
+            all_taken = still_taken | {self._key(point) for point in noted}
             free = (point for point in self._points(fixed) if self._key(point) not in all_taken)
             return next(free, None) or next(self._points(fixed))
 
         take = getattr(storage, "take_point", None)
         if take is None:
-            self._point = choose([])
+            self._point = choose([], [])
             storage.set_trial_system_attr(trial_id, POINT, self._point)
         else:
             self._point = take(study_id, trial_id, POINT, choose)

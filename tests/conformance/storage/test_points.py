@@ -13,6 +13,7 @@ from storage_tools import LEASE_S, StudyDatabase, opened
 
 from tuner.errors import LeaseLost
 from tuner.search.sequences import POINT, GridSampler
+from tuner.storage.optuna.storage import Storage
 from tuner.storage.worker import claims, leases
 from tuner.storage.worker.claims import Claimant, NoTrial
 from tuner.storage.worker.fences import Lease
@@ -121,6 +122,40 @@ def test_a_point_is_taken_from_the_moment_that_it_is_chosen(db: StudyDatabase) -
         assert noted[0] != noted[1]
         stored = [trial.system_attrs[POINT] for trial in db.trials()]
         assert stored == noted
+
+
+def test_a_point_is_free_if_its_trial_failed_after_the_trials_were_read(
+    db: StudyDatabase, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    axes = {"n": IntDistribution(1, 2)}
+
+    def start(storage: Storage, lease: Lease, number: int) -> int:
+        study = optuna.load_study(study_name=db.name, storage=storage)
+        storage.hold(lease, db.study_id)
+        study.sampler = GridSampler(distributions=axes, number=number, seed=3)
+        return optuna.Trial(study, lease.trial_id).suggest_int("n", 1, 2)
+
+    def fail(lease: Lease) -> None:
+        leases.tell(db.engine, lease, Outcome.FAILED, None, {})
+
+    with opened(db.url) as storage, opened(db.url) as elsewhere:
+        first, second = db.claim("one"), db.claim("two")
+        points = [start(storage, first, 0), start(storage, second, 1)]
+        storage.flush(first.trial_id)
+        storage.flush(second.trial_id)
+        assert sorted(points) == [1, 2]
+        fail(first)
+        third = db.claim("three")
+        take = storage.take_point
+
+        def take_late(*arguments: Any) -> Any:  # the third has read that the second is running
+            fail(second)
+            points.append(start(elsewhere, db.claim("four"), 0))
+            return take(*arguments)
+
+        monkeypatch.setattr(storage, "take_point", take_late)
+        points.append(start(storage, third, 0))
+        assert points[2:] == points[:2], "the fourth takes the point of the first, so that of the second is left"
 
 
 def test_a_trial_that_was_given_back_keeps_its_point(db: StudyDatabase) -> None:

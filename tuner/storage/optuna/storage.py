@@ -47,7 +47,7 @@ from tuner.storage.sql.url import AnyURL, parse_url
 from tuner.storage.sql.zones import UTC, utc_time
 from tuner.storage.worker.fences import Lease
 from tuner.storage.worker.leases import delete_attributes, store_attribute
-from tuner.storage.worker.points import Point, take_point
+from tuner.storage.worker.points import Choice, Point, take_point
 from tuner.storage.worker.rungs import Entry, Rungs, enter_rung, enter_rungs
 from tuner.storage.worker.studies import delete
 from tuner.trial import optuna_private as private
@@ -319,7 +319,7 @@ class Storage(BaseStorage):
     def _forget_entered(self, trial_id: int) -> None:
         self._entered = {key: promoted for key, promoted in self._entered.items() if key[0] != trial_id}
 
-    def take_point(self, study_id: int, trial_id: int, key: str, choose: Callable[[Sequence[Point]], Point]) -> Point:
+    def take_point(self, study_id: int, trial_id: int, key: str, choose: Choice) -> Point:
         """See `tuner.storage.worker.points.take_point`."""
         held = self._held.get(trial_id)
         point = take_point(self.engine, None if held is None else held.lease, trial_id, study_id, key, choose)

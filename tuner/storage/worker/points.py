@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
 
 import sqlalchemy as sa
@@ -14,6 +14,7 @@ from tuner.storage.sql.tables import studies, trial_system_attributes, trials
 from tuner.storage.worker.fences import Change, Lease, fenced, lost_lease, run_write, upsert
 
 Point = Mapping[str, Any]
+Choice = Callable[[Sequence[Point], Collection[int]], Point]
 
 
 def take_point(
@@ -22,7 +23,7 @@ def take_point(
     trial_id: int,
     study_id: int,
     key: str,
-    choose: Callable[[Sequence[Point]], Point],
+    choose: Choice,
 ) -> Point:
     """Choose a trial's point, given the points of other trials, and store it with the trial.
 
@@ -32,7 +33,8 @@ def take_point(
         trial_id: The trial.
         study_id: Its study.
         key: The system attribute for points.
-        choose: Returns the point, given those of the study's other trials that have not failed.
+        choose: Returns the point, given those of the study's other trials that have not failed, and the numbers of
+            those that have: what was read before may show them as running.
 
     Raises:
         LeaseLost: another worker has the trial.
@@ -40,6 +42,7 @@ def take_point(
     Concurrency: one transaction that locks the study's row, so that two trials cannot choose at once.
     """
     lock = sa.select(studies.c.study_id).where(studies.c.study_id == study_id).with_for_update(key_share=True)
+    failed = sa.select(trials.c.number).where(trials.c.study_id == study_id, trials.c.state == "FAIL")
     noted = trials.join(trial_system_attributes, trial_system_attributes.c.trial_id == trials.c.trial_id)
     others = (
         sa.select(trial_system_attributes.c.value_json)
@@ -50,7 +53,8 @@ def take_point(
 
     def work(connection: Connection, _: int) -> Point:
         connection.execute(lock)
-        point = choose([json.loads(text) for text in connection.execute(others).scalars()])
+        points = [json.loads(text) for text in connection.execute(others).scalars()]
+        point = choose(points, set(connection.execute(failed).scalars()))
         row = {"key": key, "value_json": json.dumps(point)}
         noting = upsert(trial_system_attributes, [row], "key")
         if lease is None:
