@@ -19,8 +19,13 @@ OURS = ("JAX_NUMPY", "XLA_", "JAX_COMPILATION", "JAX_PERSISTENT")
 
 
 def users_environment() -> dict[str, str]:
-    """Return the environment as a user's shell has it: without what the tests set for their own code."""
-    return {key: value for key, value in os.environ.items() if not key.startswith(OURS)}
+    """Return the environment as a user's shell has it: without what the tests set for their own code.
+
+    The flags in TUNER_TEST_XLA_FLAGS stay, because they are for the programs of commands as well.
+    """
+    env = {key: value for key, value in os.environ.items() if not key.startswith(OURS)}
+    flags = os.environ.get("TUNER_TEST_XLA_FLAGS")
+    return {**env, "XLA_FLAGS": flags} if flags else env
 
 
 def kept_programs() -> dict[str, str]:
