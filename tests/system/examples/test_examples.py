@@ -72,8 +72,11 @@ def run(study: StudySpec, folder: Path) -> list[optuna.trial.FrozenTrial]:
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("name", "function"), STUDIES.items())
-def test_trials_of_one_width_compile_once(name: str, function: str, tmp_path: Path) -> None:
+def test_trials_of_one_width_compile_once(
+    name: str, function: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     module = imported(name)
+    monkeypatch.setattr(module, "EPOCHS", 2)
     study = module.study.changed(trials=3, sampler="random", pruner="none", fixed={"width": "16"})
     trials = run(study, tmp_path)
     assert len({trial.params["learning_rate"] for trial in trials}) == 3
