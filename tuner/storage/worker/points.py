@@ -33,8 +33,8 @@ def take_point(
         trial_id: The trial.
         study_id: Its study.
         key: The system attribute for points.
-        choose: Returns the point, given those of the study's other trials that have not failed, and the numbers of
-            those that have: what was read before may show them as running.
+        choose: Returns the point, given the points of the study's other trials that have not failed, and the numbers
+            of all failed trials, some of which may still have been running when the caller read them.
 
     Raises:
         LeaseLost: another worker has the trial.
