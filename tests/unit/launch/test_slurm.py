@@ -115,6 +115,17 @@ SHOWN = {
 }
 
 
+def in_a_job() -> dict[str, str]:
+    """Return the environment of a script in Slurm."""
+    return {
+        **os.environ,
+        "SLURM_ARRAY_JOB_ID": "7",
+        "SLURM_ARRAY_TASK_ID": "2",
+        "SLURM_RESTART_COUNT": "5",
+        "SLURMD_NODENAME": "n1",
+    }
+
+
 @pytest.mark.parametrize(
     ("statuses", "shown", "starts", "is_requeued"),
     [
@@ -155,21 +166,31 @@ def test_the_script_acts_on_the_workers_exit_status(
     )
     script = tmp_path / "script.sh"
     script.write_text(Slurm().script(job, 1))
-    env = {
-        **os.environ,
-        "SLURM_ARRAY_JOB_ID": "7",
-        "SLURM_ARRAY_TASK_ID": "2",
-        "SLURM_RESTART_COUNT": "5",
-        "SLURMD_NODENAME": "n1",
-    }
 
-    done = subprocess.run(["bash", str(script)], capture_output=True, text=True, env=env, timeout=60)
+    done = subprocess.run(["bash", str(script)], capture_output=True, text=True, env=in_a_job(), timeout=60)
 
     assert done.returncode == statuses[-1], done.stderr
     called = commands.called()
     names = [line.partition(" ")[2] for line in called if line.startswith("srun")]
     assert names == [f"n1:7_2.5.{at}" for at in range(1, starts + 1)]
     assert ("scontrol requeue 7_2" in called) == is_requeued
+
+
+def test_a_script_that_waits_for_its_end_has_no_child_to_leave_behind(
+    job: Job, commands: Commands, tmp_path: Path
+) -> None:
+    for name, text in (
+        ("srun", "exit 75"),
+        ("scontrol", "exit 0"),
+        ("sleep", f'echo "sleep $* in $$" >> {commands.calls}'),
+    ):
+        (commands.folder / name).write_text(f"#!/bin/sh\n{text}\n")
+        (commands.folder / name).chmod(0o755)
+    script = tmp_path / "script.sh"
+    script.write_text(Slurm().script(job, 1))
+    with subprocess.Popen(["bash", str(script)], env=in_a_job()) as process:
+        process.wait(60)
+    assert commands.called() == [f"sleep 600 in {process.pid}"]
 
 
 def test_a_job_is_submitted_with_its_secrets_in_the_environment(job: Job, commands: Commands) -> None:

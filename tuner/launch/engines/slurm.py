@@ -74,7 +74,9 @@ is_out_of_time() {{
 # 130, or 143 while it was starting: asked to stop. 75: the database could not be reached.
 if [[ $status = 75 ]] || {{ [[ $status = 130 || $status = 143 ]] && {{ is_preempted || is_out_of_time; }}; }}; then
   echo "worker ended with status $status; back to the queue"
-  scontrol requeue "$element" && sleep 600  # Slurm ends this script; a cancelled job is not taken back
+  # Slurm ends this script. It could overlook a process that the script starts at that moment, hence `exec`. A cancelled
+  # job is not taken back.
+  scontrol requeue "$element" && exec sleep 600
 fi
 exit $status
 """
