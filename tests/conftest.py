@@ -98,11 +98,18 @@ def _make_tables(url: str) -> None:
     tuner.open_storage(url).close()
 
 
+def _has_tables(request: pytest.FixtureRequest) -> bool:
+    """Return whether a test starts with tables: its first command would need half a second to create them."""
+    if request.node.get_closest_marker("without_tables") is not None:
+        return False
+    commands = {"tuner_on_sqlite", "tuner_on_postgres"}
+    return request.node.get_closest_marker("with_tables") is not None or not commands.isdisjoint(request.fixturenames)
+
+
 @pytest.fixture
 def postgres_url(request: pytest.FixtureRequest, postgres_server: str) -> Iterator[str]:
-    """The URL of an empty Postgres database; with the mark `with_tables`, of one with the tables of a storage."""
-    has_tables = request.node.get_closest_marker("with_tables") is not None
-    template = request.getfixturevalue("postgres_with_tables") if has_tables else None
+    """The URL of an empty Postgres database, or of one with the tables of a storage."""
+    template = request.getfixturevalue("postgres_with_tables") if _has_tables(request) else None
     made = databases.new_database(postgres_server, template)
     yield made.replace("postgresql+psycopg2:", "postgresql:", 1)
     databases.drop_database(postgres_server, made)
@@ -110,9 +117,9 @@ def postgres_url(request: pytest.FixtureRequest, postgres_server: str) -> Iterat
 
 @pytest.fixture
 def sqlite_url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
-    """The URL of a SQLite file that does not exist yet; with the mark `with_tables`, of one with those of a storage."""
+    """The URL of a SQLite file that does not exist yet, or of one with the tables of a storage."""
     path = tmp_path / "study.db"
-    if request.node.get_closest_marker("with_tables") is not None:
+    if _has_tables(request):
         shutil.copy(request.getfixturevalue("sqlite_with_tables"), path)
     return f"sqlite:///{path}"
 
@@ -143,7 +150,7 @@ def _write_tiny(folder: Path, name: str) -> Path:
 
 @pytest.fixture
 def tuner_on_sqlite(tmp_path: Path, sqlite_url: str) -> Iterator[Tuner]:
-    """The command line on an empty SQLite file."""
+    """The command line on a SQLite file without studies."""
     tuner = Tuner(tmp_path, sqlite_url)
     yield tuner
     tuner.end()
@@ -151,7 +158,7 @@ def tuner_on_sqlite(tmp_path: Path, sqlite_url: str) -> Iterator[Tuner]:
 
 @pytest.fixture
 def tuner_on_postgres(tmp_path: Path, postgres_url: str) -> Iterator[Tuner]:
-    """The command line on an empty Postgres database."""
+    """The command line on a Postgres database without studies."""
     tuner = Tuner(tmp_path, postgres_url)
     yield tuner
     tuner.end()

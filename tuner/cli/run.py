@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import gc
 import json
 import os
 import signal
@@ -151,10 +150,6 @@ def worker(
         _stop_with_launcher(stop, at_once=compile_only)
         with open(int(descriptor), "w", encoding="utf-8", buffering=1) as pipe:
             _work_for_launcher(work, pipe)
-    # Otherwise Python's garbage collector runs over all objects of JAX at exit: half a second. Without JAX it is quick,
-    # and PyTorch warns of objects that it does not reach.
-    if "jax" in sys.modules:
-        gc.freeze()
     if stop.requested:
         raise typer.Exit(130)
 

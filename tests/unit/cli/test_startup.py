@@ -1,5 +1,7 @@
 """A command starts without what other commands need."""
 
+import subprocess
+import sys
 from typing import Any, cast
 
 import pytest
@@ -28,3 +30,17 @@ def test_the_command_that_is_asked_for_is_the_same_alone() -> None:
 @pytest.mark.parametrize("words", [[], ["--help"], ["--version"], ["user", "add"], ["none"], ["", "best"]])
 def test_otherwise_all_are_there(words: list[str]) -> None:
     assert cli._app_for(words) is cli.app  # pyright: ignore[reportPrivateUsage]
+
+
+@pytest.mark.parametrize(("module", "is_kept"), [("other", True), ("torch", False)])
+def test_a_command_collects_no_garbage_at_its_end_unless_pytorch_would_warn(module: str, is_kept: bool) -> None:
+    code = f"""
+import atexit, gc, sys, types
+sys.modules.setdefault({module!r}, types.ModuleType({module!r}))
+atexit.register(lambda: print(gc.get_freeze_count() > 10_000))  # runs after what the command registers
+sys.argv = ["tuner", "--version"]
+from tuner.cli import main
+main()
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=300)
+    assert done.stdout.splitlines()[1:] == [str(is_kept)], done.stderr

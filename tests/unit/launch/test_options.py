@@ -56,7 +56,6 @@ def test_the_worker_command_says_what_the_launch_was_told(monkeypatch: pytest.Mo
     read: dict[str, Any] = {}
     monkeypatch.setattr(run, "_work", lambda *given: read.update(given=given[:4]))
     monkeypatch.setattr(run, "_stop_on_signals", lambda has_launcher: run.Stop())
-    monkeypatch.setattr(run.gc, "freeze", lambda: None)
     app(command[3:], standalone_mode=False)
     limits = {"trial_minutes": 30.0, "stall_minutes": 2.5}
     search = {"sampler": "random", "pruner": {"name": "asha", "reduction_factor": 4}, "cohort": 16}
@@ -89,7 +88,6 @@ def test_a_worker_knows_whether_a_launcher_will_kill_it(
     monkeypatch.setattr(run, "_work", lambda *given: None)
     monkeypatch.setattr(run, "_stop_with_launcher", lambda stop, at_once: None)
     monkeypatch.setattr(run, "_stop_on_signals", lambda has_launcher: found.append(has_launcher) or run.Stop())
-    monkeypatch.setattr(run.gc, "freeze", lambda: None)
     if "EVENTS" in variables:
         monkeypatch.setenv(EVENTS_VARIABLE, str(os.dup(1)))
     if "RELAYED" in variables:
