@@ -98,6 +98,7 @@ def test_a_stopped_study_ends_soon_and_resumed_it_ends_as_if_nothing_had_been(
         assert [row[key] for row in ended] == [row[key] for row in expected]
 
 
+@pytest.mark.without_tables
 @pytest.mark.slow
 @pytest.mark.parametrize("command", ["stop", "resume"])
 def test_an_unknown_study_is_one_line_with_the_nearest(tuner_on_sqlite: Any, tiny_function: Path, command: str) -> None:
@@ -159,6 +160,7 @@ def test_hours_end_a_launch_and_more_of_them_finish_the_study(
     assert [row["outcome"] for row in tuner.rows("trials", "tiny")] == ["complete"] * 20
 
 
+@pytest.mark.without_tables
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("flag", "value", "shown"),

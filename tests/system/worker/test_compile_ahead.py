@@ -95,6 +95,7 @@ def shown(tuner: Tuner, count: int) -> list[dict[str, Any]]:
     return [tuner.rows("show", "nine", str(number)) for number in range(count)]
 
 
+@pytest.mark.without_tables
 @pytest.mark.slow
 def test_after_compile_only_no_trial_compiles_anything(nine: Tuner) -> None:
     done = nine.run("worker", "nine.py", "--compile-only")
