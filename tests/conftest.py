@@ -99,11 +99,13 @@ def _make_tables(url: str) -> None:
 
 
 def _has_tables(request: pytest.FixtureRequest) -> bool:
-    """Return whether a test starts with tables: its first command would need half a second to create them."""
-    if request.node.get_closest_marker("without_tables") is not None:
-        return False
-    commands = {"tuner_on_sqlite", "tuner_on_postgres"}
-    return request.node.get_closest_marker("with_tables") is not None or not commands.isdisjoint(request.fixturenames)
+    """Return whether a test starts with tables. Slow tests of commands do, unless they are marked `without_tables`.
+
+    Otherwise, the first command that they start would need half a second to create them.
+    """
+    marks = {mark.name for mark in request.node.iter_markers()}
+    has_commands = not {"tuner_on_sqlite", "tuner_on_postgres"}.isdisjoint(request.fixturenames)
+    return "with_tables" in marks or (has_commands and "slow" in marks and "without_tables" not in marks)
 
 
 @pytest.fixture

@@ -82,7 +82,6 @@ def test_nothing_listens_unless_asked(
     launcher.communicate(timeout=300)
 
 
-@pytest.mark.without_tables
 def test_a_port_that_is_taken_is_told_before_any_worker_starts(tuner_on_sqlite: Any, tiny_function: Path) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
