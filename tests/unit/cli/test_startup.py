@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+from pathlib import Path
 from typing import Any, cast
 
 import pytest
@@ -44,3 +45,24 @@ main()
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=300)
     assert done.stdout.splitlines()[1:] == [str(is_kept)], done.stderr
+
+
+@pytest.mark.parametrize("mode", ["w", "wb", "w+b"])
+def test_files_that_a_study_does_not_close_are_written_at_the_end(tmp_path: Path, mode: str) -> None:
+    code = f"""
+import sys
+text = "one line" if {mode!r} == "w" else b"one line"
+class Log:
+    def __init__(self):
+        self.file, self.cycle = open({str(tmp_path / "log")!r}, {mode!r}), self
+        self.file.write(text)
+log = Log()
+closed = open({str(tmp_path / "closed")!r}, "w")
+closed.close()
+sys.argv = ["tuner", "--version"]
+from tuner.cli import main
+main()
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=300)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert (tmp_path / "log").read_text() == "one line"
