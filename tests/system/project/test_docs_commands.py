@@ -61,7 +61,7 @@ LONG = {
 }
 """Pages that take long, and whose commands have tests of their own."""
 FIRST = "tuner launch studies/digits_mlp.py"
-"""What pages begin after, other than the two that have it."""
+"""What pages begin after. It is run once for all of them, also for the two that have it as their first command."""
 
 
 @dataclass(frozen=True)
@@ -287,13 +287,12 @@ def databases(own_postgres_server: str, monkeypatch: pytest.MonkeyPatch) -> Iter
 
 
 @pytest.fixture
-def shell(tmp_path: Path, databases: list[tuple[str, str]], request: pytest.FixtureRequest) -> Iterator[PageShell]:
-    """Where a page is run: in an empty clone if it launches the first study itself, else after it."""
+def shell(
+    tmp_path: Path, databases: list[tuple[str, str]], first_study: Path, request: pytest.FixtureRequest
+) -> Iterator[PageShell]:
+    """Where a page is run: after the first study."""
     page = request.node.callspec.params["page"]
-    if any(command == FIRST for block in blocks_of(page) for command, _ in block.commands()):
-        new_folder(tmp_path)
-    else:
-        shutil.copytree(request.getfixturevalue("first_study"), tmp_path, dirs_exist_ok=True)
+    shutil.copytree(first_study, tmp_path, dirs_exist_ok=True)
     if page == "docs/dashboard.md":
         made = trustme.CA().issue_cert("localhost")
         made.private_key_pem.write_to_path(tmp_path / "key.pem")
@@ -323,12 +322,16 @@ def shell(tmp_path: Path, databases: list[tuple[str, str]], request: pytest.Fixt
     ],
 )
 def test_a_page_runs_as_it_stands(page: str, shell: PageShell, wait_until: Callable[..., object]) -> None:
+    is_first = True
     for block in blocks_of(page):
         for command, head in block.commands():
             server = next((name for name in SERVERS if command.startswith(name)), None)
             if any(re.fullmatch(pattern, command) for pattern in NOT_RUN):
                 continue
-            if command == DATABASE:
+            was_first, is_first = is_first, False
+            if command == FIRST:
+                assert was_first, f"{page}: it was run before what comes before it"
+            elif command == DATABASE:
                 shell.serve_database(command)
             elif server is not None:
                 shell.serve(command, SERVERS[server], wait_until)

@@ -26,24 +26,23 @@ def make(tuner: Any, *words: str) -> None:
 
 
 @pytest.mark.slow
-def test_a_trial_comes_back_bit_for_bit_and_a_changed_record_does_not(tuner_on_sqlite: Any) -> None:
+def test_a_trial_comes_back_bit_for_bit_and_a_changed_record_does_not(tuner_on_sqlite: Any, tiny_study: Path) -> None:
     tuner = tuner_on_sqlite
-    make(tuner, "--trials", "3", "--seed", "7", "--set", "depth=1")
-    numbers = [row["number"] for row in tuner.rows("trials", "digits_mlp")]
-    refused = tuner.run_here("reproduce", "digits_mlp", "0")
+    done = tuner.run("worker", "tiny.py", "--trials", "2", "--seed", "7", "--set", "noise=0.5")
+    assert done.returncode == 0, done.stderr
+    refused = tuner.run_here("reproduce", "tiny", "0")
     assert refused.returncode == 2
     assert "has changed since its first launch" in refused.stderr
 
-    rows: list[list[str]] = []
-    for number in numbers[:2]:
-        done = tuner.run("reproduce", "digits_mlp", str(number), "--set", "depth=1", "--format", "csv")
-        assert done.returncode == 0, done.stderr
-        assert done.stderr.splitlines()[-1] == f"tuner: trial {number} of 'digits_mlp' is identical, bit for bit"
-        rows = [line.split(",") for line in done.stdout.splitlines()]
-        assert rows[0] == ["metric", "epochs", "recorded", "found", "difference"]
-        assert {row[0] for row in rows[1:]} >= {"accuracy", "loss", "train_loss"}
-        assert all((row[2], row[4]) == (row[3], "0.0") for row in rows[1:])
-    assert int(rows[1][1]) == len(tuner.rows("show", "digits_mlp", "1")["reports"])
+    # In a process of its own, in which it is the first training.
+    done = tuner.run("reproduce", "tiny", "1", "--set", "noise=0.5", "--format", "csv")
+    assert done.returncode == 0, done.stderr
+    assert done.stderr.splitlines()[-1] == "tuner: trial 1 of 'tiny' is identical, bit for bit"
+    rows = [line.split(",") for line in done.stdout.splitlines()]
+    assert rows[0] == ["metric", "epochs", "recorded", "found", "difference"]
+    assert {row[0] for row in rows[1:]} >= {"loss", "train_loss"}
+    assert all((row[2], row[4]) == (row[3], "0.0") for row in rows[1:])
+    assert int(rows[1][1]) == len(tuner.rows("show", "tiny", "1")["reports"])
 
     engine = connect(tuner.env["TUNER_STORAGE"])
     with engine.begin() as connection:
@@ -53,15 +52,17 @@ def test_a_trial_comes_back_bit_for_bit_and_a_changed_record_does_not(tuner_on_s
         assert changed != text
         connection.execute(reports.update().where(first, reports.c.trial_id == 1).values(metrics=changed))
     engine.dispose()
-    done = tuner.run("reproduce", "digits_mlp", "0", "--set", "depth=1")
+    done = tuner.run_here("reproduce", "tiny", "0", "--set", "noise=0.5")
     assert done.returncode == 1
     assert "does not match: the largest relative difference is" in done.stderr.splitlines()[-1]
     assert "(loss)" in done.stderr.splitlines()[-1]
-    assert tuner.run("reproduce", "digits_mlp", "0", "--set", "depth=1", "--tolerance", "0.999").returncode == 0
-    (tuner.folder / "digits.py").rename(tuner.folder / "moved.py")
-    lost = tuner.run_here("reproduce", "digits_mlp", "1", "--set", "depth=1")
+    (tuner.folder / "tiny.py").rename(tuner.folder / "moved.py")
+    lost = tuner.run_here("reproduce", "tiny", "1", "--set", "noise=0.5")
     assert (lost.returncode, "is not on this machine: no file" in lost.stderr) == (2, True)
-    assert tuner.run("reproduce", "digits_mlp", "1", "--set", "depth=1", "--file", "moved.py").returncode == 0
+    found = tuner.run_here(
+        "reproduce", "tiny", "0", "--set", "noise=0.5", "--tolerance", "0.999", "--file", "moved.py"
+    )
+    assert found.returncode == 0, found.stderr
 
 
 @pytest.mark.long
