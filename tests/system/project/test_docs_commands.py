@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import re
 import shlex
@@ -54,10 +55,11 @@ LONG = {
     *("docs/dashboard.md", "docs/observability.md", "docs/tracking.md"),
     *(
         f"docs/guide/{name}.md"
-        for name in ("changing-a-space", "cohorts", "extending", "first-study", "notebooks", "postgres")
+        for name in ("changing-a-space", "cohorts", "dashboard", "extending", "first-study", "notebooks", "postgres")
     ),
     *(f"docs/guide/{name}.md" for name in ("pruning", "reproducing", "samplers", "search-spaces", "several-machines")),
     *(f"docs/guide/{name}.md" for name in ("several-objectives", "several-studies", "trained-model", "your-own-model")),
+    "docs/guide/your-own-training.md",
 }
 """Pages that take long, and whose commands have tests of their own."""
 FIRST = "tuner launch studies/digits_mlp.py"
@@ -247,10 +249,16 @@ def status_of(url: str) -> int | None:
 
 @pytest.fixture(scope="module")
 def first_study(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder in which the study of the first page was run."""
-    folder = new_folder(tmp_path_factory.mktemp("first"))
-    PageShell(folder, environment(folder), []).run(FIRST)
-    return folder
+    """A folder in which the study of the first page was run, by one of the processes that run the tests."""
+    folder = tmp_path_factory.getbasetemp()
+    shared = folder.parent if "PYTEST_XDIST_WORKER" in os.environ else folder
+    with (shared / "first-study.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not (shared / "first-study").exists():
+            made = new_folder(tmp_path_factory.mktemp("first"))
+            PageShell(made, environment(made), []).run(FIRST)
+            made.rename(shared / "first-study")
+    return shared / "first-study"
 
 
 def new_folder(folder: Path) -> Path:

@@ -25,12 +25,11 @@ def find_spec(cls, name, path=None, target=None):
 importlib.machinery.PathFinder.find_spec = classmethod(find_spec)
 """
 GP_STUDY = """
-from tiny_study import HParams, Trainer, data
+from tiny_function import HParams, train
 
 from tuner import Study
 
-study = Study(name="gp", space=HParams, trainer=Trainer(), data=data, objective="loss", direction="minimize",
-              epochs=1, trials=1, sampler="gp")
+study = Study(name="gp", space=HParams, train=train, objective="loss", direction="minimize", trials=1, sampler="gp")
 """
 HUB = "{'name': 'hub', 'package': 'samplers/x', 'ref': '0' * 40}"
 HUB_STUDY = GP_STUDY.replace('name="gp"', 'name="hub"').replace('sampler="gp"', f"sampler={HUB}")
@@ -90,13 +89,17 @@ WITH_JAX = [
 ]
 
 
+SHORT = {"TINY_EPOCHS": "1", "TINY_LOOP": "scan"}
+
+
 def run_without(tuner_on_sqlite: Any, folder: Path, case: Case) -> Any:
     """Run a case's command with its module hidden from it and from the processes that it starts."""
     hiding = folder / "hiding"
     hiding.mkdir()
     (hiding / "sitecustomize.py").write_text(HIDING)
     paths = [str(hiding), str(Path(__file__).parents[2]), *filter(None, [os.environ.get("PYTHONPATH")])]
-    return tuner_on_sqlite.run(*case.words, PYTHONPATH=os.pathsep.join(paths), HIDDEN=case.hidden, **case.env)
+    env = {"PYTHONPATH": os.pathsep.join(paths), "HIDDEN": case.hidden, **SHORT, **case.env}
+    return tuner_on_sqlite.run(*case.words, **env)
 
 
 def test_every_extra_has_a_case() -> None:
@@ -131,7 +134,13 @@ def test_what_is_missing_is_named(
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("case", WITH_JAX, ids=lambda case: f"{case.extra}-{case.hidden}")
+@pytest.mark.parametrize(
+    "case",
+    [
+        pytest.param(case, id=f"{case.extra}-{case.hidden}", marks=pytest.mark.long if case.extra == "tpu" else ())
+        for case in WITH_JAX
+    ],
+)
 def test_what_a_study_misses_is_named(tuner_on_sqlite: Any, tiny_study: Path, tmp_path: Path, case: Case) -> None:
     (tmp_path / "gp.py").write_text(GP_STUDY)
     (tmp_path / "hub.py").write_text(HUB_STUDY)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import re
-import shutil
 from pathlib import Path
 from typing import Any
 
@@ -14,12 +13,19 @@ from command_line import Tuner
 from nbclient import NotebookClient
 
 import tuner
+from tuner.study import load_study
+from tuner.worker import run_worker
 
 ROOT = Path(__file__).parents[3]
 PAGE = (ROOT / "docs" / "guide" / "notebooks.md").read_text()
 CELLS = re.findall(r"(?ms)^```python\n(.*?)^```$", PAGE)
 SHOWN = ["study", "study.best()", "study.trials()", 'study.plot("history")']
 """What a user evaluates as the last line of a cell."""
+SHORT = """
+import dataclasses
+
+study = dataclasses.replace(study, epochs=2, trials=2, pruner="none", fixed={"width": 32, "depth": 1})
+"""
 
 
 def executed(cells: list[str], folder: Path, env: dict[str, str]) -> list[list[Any]]:
@@ -40,16 +46,16 @@ def data_of(outputs: list[Any], kind: str) -> list[str]:
 def test_the_page_runs_in_a_kernel_and_its_study_resumes_in_another(tmp_path: Path) -> None:
     url = f"sqlite:///{tmp_path / 'tuner.db'}"
     shell = Tuner(tmp_path, url)
-    shutil.copy(ROOT / "studies" / "digits_mlp.py", tmp_path)
-    launched = shell.run("launch", "digits_mlp.py", "--workers", "1", "--trials", "12", "--pruner", "none")
-    assert launched.returncode == 0, launched.stderr
+    file = tmp_path / "digits_mlp.py"
+    file.write_text((ROOT / "studies" / file.name).read_text() + SHORT)
+    run_worker(load_study(str(file)), url, file=str(file), artifacts=str(tmp_path / "tuner-artifacts"))
     # The page runs on a storage of the folder, without the variable.
     env = {name: value for name, value in shell.env.items() if name != "TUNER_STORAGE"}
 
     *of_page, last = executed([*CELLS[:-1], *SHOWN, CELLS[-1]], tmp_path, env)
 
     tables = [data_of(outputs, "text/html") for outputs in of_page[-len(SHOWN) :]]
-    assert "12" in tables[0][0]
+    assert "complete</th><td>2</td>" in tables[0][0]
     assert "hparams.learning_rate" in tables[1][0]
     assert "dataframe" in tables[2][0]
     (picture,) = data_of(of_page[-1], "image/png")

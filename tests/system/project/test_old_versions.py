@@ -36,7 +36,7 @@ class Restored(NamedTuple):
     expected: dict[str, Any]
 
     def upgraded(self) -> Restored:
-        done = self.tuner.run("upgrade")
+        done = self.tuner.run_here("upgrade")
         assert done.returncode == 0, done.stderr
         return self
 
@@ -156,7 +156,7 @@ def test_an_unfinished_trial_of_an_old_database_resumes_under_its_number(restore
     assert resumed["reports"][:2] == expected["stopped"]["reports"]
     assert [attempt["ending"] for attempt in resumed["attempts"]] == ["preempted", "complete"]
     # The same as an uninterrupted training, but for the last bits, which depend on the processor.
-    done = tuner.run("reproduce", "old", str(STOPPED), "--file", "study.py", "--tolerance", "1e-3")
+    done = tuner.run_here("reproduce", "old", str(STOPPED), "--file", "study.py", "--tolerance", "1e-3")
     assert done.returncode == 0, done.stderr
 
 

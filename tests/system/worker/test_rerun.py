@@ -59,9 +59,7 @@ def test_a_trial_comes_back_bit_for_bit_and_a_changed_record_does_not(tuner_on_s
     (tuner.folder / "tiny.py").rename(tuner.folder / "moved.py")
     lost = tuner.run_here("reproduce", "tiny", "1", "--set", "noise=0.5")
     assert (lost.returncode, "is not on this machine: no file" in lost.stderr) == (2, True)
-    found = tuner.run_here(
-        "reproduce", "tiny", "0", "--set", "noise=0.5", "--tolerance", "0.999", "--file", "moved.py"
-    )
+    found = tuner.run_here("reproduce", "tiny", "0", "--set", "noise=0.5", "--tolerance", "0.999", "--file", "moved.py")
     assert found.returncode == 0, found.stderr
 
 

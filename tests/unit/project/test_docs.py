@@ -8,6 +8,7 @@ import re
 import tomllib
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -177,9 +178,11 @@ def test_changelog_has_an_unreleased_section() -> None:
 def test_the_page_on_the_trainer_runs(capsys: pytest.CaptureFixture[str]) -> None:
     page = (ROOT / "docs" / "training.md").read_text()
     blocks = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
-    names: dict[str, object] = {"__name__": "page"}
+    names: dict[str, Any] = {"__name__": "page"}
     for block in blocks:
         exec(compile(block, "docs/training.md", "exec"), names)
+        # The first block compiles both forms of a training and measures them; the others need only one.
+        names["Sine"].loop = "scan"
     said = capsys.readouterr().out
     for told in re.findall(r"print\(error\)  # (.*)", page):
         assert told in said

@@ -3,12 +3,11 @@
 import os
 import re
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
+from command_line import Tuner
 
 from tuner.errors import TunerError, UnknownStudy, UsageError
 from tuner.results.model_picture import draw_picture
@@ -30,6 +29,7 @@ def picture(loaded, splits):
     return figure
 
 
+Trainer.loop = "scan"
 study = dataclasses.replace(study, picture=picture, keep_best=2, trials=3, seed=5)
 """
 
@@ -139,15 +139,12 @@ def test_what_is_wrong_with_the_question_is_told(engine: Any, place: Any, tmp_pa
 
 @pytest.mark.slow
 def test_the_command(place: Any, tmp_path: Path) -> None:
-    def run(*words: str) -> subprocess.CompletedProcess[str]:
-        command = [sys.executable, "-m", "tuner", "plot", "tiny", *words, f"--storage={place[1]}"]
-        return subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=300)
-
-    done = run("picture", "--file", str(place[0] / "tiny.py"))
+    tuner = Tuner(tmp_path, place[1])
+    done = tuner.run("plot", "tiny", "picture", "--file", str(place[0] / "tiny.py"))
     assert done.returncode == 0, done.stderr
     assert re.fullmatch(r"tuner: picture of trial \d of 'tiny' written to tiny-picture\.png\n", done.stderr)
     assert (tmp_path / "tiny-picture.png").read_bytes()[:4] == b"\x89PNG"
-    refused = run("history", "--trial", "1")
+    refused = tuner.run_here("plot", "tiny", "history", "--trial", "1")
     assert (refused.returncode, refused.stderr) == (
         2, "tuner: --trial works only with a picture: got 'history'\n",
     )  # fmt: skip
