@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -10,6 +11,7 @@ from pathlib import Path
 
 import pytest
 import sqlalchemy as sa
+from databases import check_given
 
 ROOT = Path(__file__).resolve().parents[3]
 ROLE = "tuner_given"
@@ -71,9 +73,17 @@ def test_tests_make_their_databases_on_a_given_server_and_remove_them(
     assert names(admin) <= before, "other tests may have removed theirs"
 
 
-@pytest.mark.slow
+MUST = "TUNER_TEST_POSTGRES must be like postgresql+psycopg2://USER:PASSWORD@HOST:PORT/postgres"
+
+
 @pytest.mark.parametrize("given", ["sqlite:///study.db", "localhost:5432", "postgresql://postgres@localhost"])
-def test_what_is_no_server_is_refused(given: str, tmp_path: Path) -> None:
-    done = run_inner(tmp_path, given)
+def test_what_is_no_server_is_refused(given: str) -> None:
+    with pytest.raises(ValueError, match=re.escape(MUST)):
+        check_given(given)
+
+
+@pytest.mark.slow
+def test_tests_that_are_given_no_server_fail(tmp_path: Path) -> None:
+    done = run_inner(tmp_path, "sqlite:///study.db")
     assert done.returncode == 1
-    assert "TUNER_TEST_POSTGRES must be like postgresql+psycopg2://USER:PASSWORD@HOST:PORT/postgres" in done.stdout
+    assert MUST in done.stdout

@@ -107,7 +107,7 @@ def installed(tmp_path_factory: pytest.TempPathFactory) -> Installed:
 
     made = Installed(folder / "fresh", env)
     venv.create(made.folder, symlinks=True, with_pip=False)
-    run([*pip, "--python", made.python, "install", "--no-deps", wheel], folder, env)
+    run([*pip, "--python", made.python, "install", "--no-compile", "--no-deps", wheel], folder, env)
     shutil.rmtree(source)
     # All other packages. Their own .pth files are not read, so that an editable installation of tuner has no effect.
     (package,) = made.folder.glob("lib/python*/site-packages/tuner")
@@ -124,6 +124,7 @@ def test_a_study_runs_with_the_wheel_from_another_folder(
     assert installed.run("tuner", "--version", folder=tmp_path) == f"tuner {VERSION}\n"
 
     where = {"WHERE": str(tmp_path / "where"), "TUNER_STORAGE": f"sqlite:///{tmp_path / 'study.db'}"}
+    where |= {"TINY_EPOCHS": "1", "TINY_LOOP": "scan"}
     installed.run("tuner", "launch", "tiny.py", "--workers", "1", "--trials", "2", folder=tmp_path, **where)
     found = json.loads(installed.run("tuner", "trials", "tiny", "--format", "json", folder=tmp_path, **where))
 
