@@ -140,7 +140,7 @@ def test_an_upgrade_changes_no_result(restored: Restored) -> None:
 @pytest.mark.parametrize("restored", [pytest.param("sqlite", marks=pytest.mark.long), "postgres"], indirect=True)
 def test_an_unfinished_trial_of_an_old_database_resumes_under_its_number(restored: Restored) -> None:
     tuner, expected = restored.upgraded()
-    done = tuner.run("launch", "study.py", "--workers", "1", "--trials", "14")  # the queued ones as well
+    done = tuner.run("worker", "study.py", "--trials", "14")  # the queued ones as well
     assert done.returncode == 0, done.stderr
     rows = tuner.rows("trials", "old")
     assert [row["number"] for row in rows] == list(range(15))
