@@ -12,7 +12,9 @@ from tuner.cli.init import Kind
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("kind", Kind)
+@pytest.mark.parametrize(
+    "kind", [pytest.param(kind, marks=pytest.mark.long if kind is Kind.NNX else ()) for kind in Kind]
+)
 def test_what_is_written_runs_with_the_command_that_is_printed(kind: Kind, tuner_on_sqlite: Any) -> None:
     tuner = tuner_on_sqlite
     written = tuner.run_here("init", "first.py", "--kind", kind)
