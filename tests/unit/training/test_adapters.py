@@ -157,11 +157,13 @@ def close(found: Any, expected: Any, atol: float = 1e-6) -> None:
         np.testing.assert_allclose(one, other, atol=atol)
 
 
-_QUICK = ("linen", "nnx")
-
-
 @pytest.mark.parametrize(
-    "name", [pytest.param(name, marks=[] if name in _QUICK else [pytest.mark.slow]) for name in FLAVOURS]
+    "name",
+    [
+        "linen",
+        *(pytest.param(name, marks=pytest.mark.slow) for name in ("nnx class", "pair", "model")),
+        *(pytest.param(name, marks=[pytest.mark.slow, pytest.mark.long]) for name in ("nnx partial", "nnx function")),
+    ],
 )
 def test_a_network_trains_alike_in_every_flavour(name: str) -> None:
     trainer = Classifier(FLAVOURS[name])

@@ -184,13 +184,21 @@ def decayed(module: nn.Module, inputs: jax.Array, **settings: Any) -> set[str]:
     state = first_state(trainer, {"inputs": inputs, "weight": jnp.ones(len(inputs))})
     params = jax.tree.map(jnp.ones_like, state.params)
     optimizer = trainer.build_optimizer({}, 10)
-    updates, _ = optimizer.update(jax.tree.map(jnp.zeros_like, params), state.opt_state, params, value=jnp.float32(0))
+    zeros = jax.tree.map(jnp.zeros_like, params)
+    updates, _ = jax.jit(optimizer.update)(zeros, state.opt_state, params, value=jnp.float32(0))
     return {name for name, update in names_of(updates).items() if np.asarray(update).any()}
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("is_scanned", [True, False])
-@pytest.mark.parametrize("mask", [None, decay_matrices])
+@pytest.mark.parametrize(
+    ("is_scanned", "mask"),
+    [
+        (True, None),
+        (False, decay_matrices),
+        pytest.param(True, decay_matrices, marks=pytest.mark.long),
+        pytest.param(False, None, marks=pytest.mark.long),
+    ],
+)
 def test_of_a_transformer_matrices_decay_and_neither_biases_nor_scales(is_scanned: bool, mask: Any) -> None:
     model = Transformer(vocabulary=5, width=8, heads=2, depth=3, is_scanned=is_scanned)
     layers = ["stack/layers"] if is_scanned else ["layer_0", "layer_1", "layer_2"]

@@ -319,7 +319,7 @@ class Steps(Line):
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("seeds", "cohort"),
-    [((1, 2, 3), 1), *(pytest.param(*one, marks=pytest.mark.slow) for one in ((3, 1), (2, 2), ((1, 2, 3), 2)))],
+    [((1, 2, 3), 1), ((1, 2, 3), 2), *(pytest.param(*one, marks=pytest.mark.long) for one in ((3, 1), (2, 2)))],
 )
 @pytest.mark.with_tables
 def test_a_resumed_trial_is_the_undisturbed_one(
