@@ -52,7 +52,9 @@ GIVEN: dict[str, dict[str, Any]] = {
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", list(MODELS))
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=[pytest.mark.long] * (name == "cifar_resnet")) for name in MODELS]
+)
 def test_every_model_is_hosted(name: str) -> None:
     given = GIVEN.get(name, {"classes": 5})
     is_of_tokens = "vocabulary" in given

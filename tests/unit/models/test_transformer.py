@@ -66,7 +66,7 @@ def test_an_encoder_looks_both_ways() -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("is_causal", [True, False])
+@pytest.mark.parametrize("is_causal", [pytest.param(True, marks=pytest.mark.long), False])
 def test_padding_is_not_seen(is_causal: bool) -> None:
     module, variables = made(padding=0, is_causal=is_causal)
     tokens = np.array(TOKENS)[:, :7]

@@ -332,8 +332,10 @@ class NNXTraced(nnx.Module):
 @pytest.mark.slow
 @pytest.mark.parametrize(
     "make",
-    [lambda h: LinenTraced(h.dropout_rate, h.momentum), lambda h: partial(NNXTraced, h.dropout_rate, h.momentum)],
-    ids=["linen", "nnx"],
+    [
+        pytest.param(lambda h: LinenTraced(h.dropout_rate, h.momentum), id="linen", marks=pytest.mark.long),
+        pytest.param(lambda h: partial(NNXTraced, h.dropout_rate, h.momentum), id="nnx"),
+    ],
 )
 def test_rates_and_momenta_share_a_program_and_count(make: Any) -> None:
     compiled = []

@@ -201,9 +201,8 @@ _QUICK = ("mlp-adamw", "mlp-sgd-ema")
 @pytest.mark.parametrize(
     "name",
     [
-        "mlp-adamw",
         "nnx-sgd-ema",
-        *(pytest.param(name, marks=pytest.mark.long) for name in ("mlp-sgd-ema", "cnn-adamw-ema")),
+        *(pytest.param(name, marks=pytest.mark.long) for name in ("mlp-adamw", "mlp-sgd-ema", "cnn-adamw-ema")),
     ],
 )
 def test_each_lane_is_the_trial_alone(name: str) -> None:

@@ -224,6 +224,7 @@ def test_trials_of_other_programs_wait_for_their_turn_and_none_starves(
     assert {2, 3, 4} == set(widths)
 
 
+@pytest.mark.long
 @pytest.mark.slow
 @pytest.mark.with_tables
 def test_the_shares_of_static_values_are_those_of_the_sampler(sqlite_url: str, tmp_path: Path, work: Any) -> None:

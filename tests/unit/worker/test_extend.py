@@ -224,6 +224,7 @@ def _distance(one: Any, other: Any) -> float:
     return float(optax.tree.norm(jax.tree.map(lambda a, b: jnp.asarray(a) - jnp.asarray(b), one, other)))
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_a_trial_in_a_cohort_continues(runs: Runs, whole: Runs) -> None:
     runs(make(trials=3, cohort=2))
