@@ -314,8 +314,12 @@ class Rows:
 
 @pytest.mark.parametrize(
     ("seeds", "count"),
-    [(range(200), 9), pytest.param(range(1000, 1300), 60, marks=pytest.mark.slow)],
-    ids=["small", "large"],
+    [
+        (range(200), 9),
+        pytest.param(range(1000, 1100), 60, marks=pytest.mark.slow),
+        pytest.param(range(1100, 1300), 60, marks=[pytest.mark.slow, pytest.mark.long]),
+    ],
+    ids=["small", "large", "more"],
 )
 def test_the_best_of_any_study_is_that_of_optuna(sqlite_url: str, seeds: range, count: int) -> None:
     made: list[tuple[str, optuna.Study]] = []

@@ -867,7 +867,12 @@ def test_long_texts_are_kept_whole(place: Place, size: int) -> None:
 
 
 @pytest.mark.parametrize(
-    "count", [pytest.param(500, marks=pytest.mark.slow), 501, pytest.param(1200, marks=pytest.mark.slow)]
+    "count",
+    [
+        pytest.param(500, marks=pytest.mark.slow),
+        501,
+        pytest.param(1200, marks=[pytest.mark.slow, pytest.mark.long]),
+    ],
 )
 def test_many_trials_are_read_as_few_are(place: Place, count: int) -> None:
     place.add_finished(count)
@@ -972,6 +977,7 @@ def test_only_one_of_two_storages_starts_a_queued_trial(place: Place) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("shared", [pytest.param("sqlite", marks=pytest.mark.long), "postgres"], indirect=True)
 def test_the_optuna_command_reads_a_database_that_we_have_open(place: Place) -> None:
     study = place.study()
     trial = study.ask()
@@ -990,7 +996,7 @@ def test_the_optuna_command_reads_a_database_that_we_have_open(place: Place) -> 
     best = optuna_says("best-trial", "--study-name", place.name)
     assert (best["number"], best["value"], best["params"]) == (0, 0.25, trial.params)
     study.tell(running, 0.125)  # we are not disturbed
-    assert optuna_says("best-trial", "--study-name", place.name)["number"] == 1
+    assert place.study(place.plain).best_trial.number == 1
 
 
 # --- Processes and threads

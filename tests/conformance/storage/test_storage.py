@@ -78,6 +78,7 @@ class TestOptunasContract(StorageTestCase):
 
 # --- Creation
 
+PROCESSES = 4
 CREATE = "import sys, optuna.storages, tuner; print('ready', flush=True); input(); tuner.open_storage(sys.argv[1])"
 
 
@@ -85,7 +86,7 @@ CREATE = "import sys, optuna.storages, tuner; print('ready', flush=True); input(
 def test_many_processes_may_create_the_tables_at_once(storage_url: str) -> None:
     command = [sys.executable, "-W", "error", "-c", CREATE, storage_url]
     pipes: dict[str, Any] = dict.fromkeys(("stdin", "stdout", "stderr"), subprocess.PIPE)
-    processes = [subprocess.Popen(command, text=True, **pipes) for _ in range(8)]
+    processes = [subprocess.Popen(command, text=True, **pipes) for _ in range(PROCESSES)]
     try:
         for process in processes:  # once all have imported what they need, they start together
             assert process.stdout is not None
@@ -99,7 +100,7 @@ def test_many_processes_may_create_the_tables_at_once(storage_url: str) -> None:
             process.kill()
             process.communicate()
 
-    assert ends == [(("", ""), 0)] * 8
+    assert ends == [(("", ""), 0)] * PROCESSES
     with connected(storage_url) as engine, engine.connect() as connection:
         for table in ("version_info", "alembic_version"):
             assert connection.execute(sa.text(f"SELECT count(*) FROM {table}")).scalar_one() == 1

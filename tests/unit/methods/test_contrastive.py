@@ -166,6 +166,17 @@ def test_each_loss_has_its_parameters() -> None:
 
 
 @pytest.mark.slow
+def test_both_losses_fall() -> None:
+    init, step, evaluate = programs(PLAIN)
+    state = first = init(HPARAMS, BATCH, KEY, 200)
+    for at in range(200):
+        state, _ = step(state, BATCH, HPARAMS, jax.random.key(at))
+    before, after = (to_floats(evaluate(one, BATCH, HPARAMS)) for one in (first, state))
+    for name in ("contrastive", "probe_loss"):
+        assert after[name] < before[name] - 0.1
+
+
+@pytest.mark.slow
 def test_an_encoder_at_random_stays_so_while_probe_and_statistics_move() -> None:
     before, after, _ = stepped(Fixed(is_normed=True))
     assert is_same(before.params["encoder"], after.params["encoder"])  # no decay either
@@ -194,9 +205,10 @@ def test_the_probe_reads_the_encoders_output_of_the_image_as_it_is() -> None:
     trainer = NORMED
     _, after, _ = stepped(trainer)
     encoder = {"params": after.params["encoder"], **after.collections}
-    features: Any = Encoder(True).apply(encoder, BATCH["inputs"], train=False)
+    encode: Any = jit(partial(Encoder(True).apply, train=False))
+    features = encode(encoder, BATCH["inputs"])
     expected = features @ after.params["probe"]["kernel"] + after.params["probe"]["bias"][None]
-    outputs = trainer.bind_model(after, HPARAMS)(BATCH["inputs"])
+    outputs = jit(trainer.bind_model(after, HPARAMS))(BATCH["inputs"])
     np.testing.assert_allclose(outputs["features"], features, atol=1e-6)
     np.testing.assert_allclose(outputs["logits"], expected, atol=1e-6)
     # In training, too; and the metrics are those of the examples with a label.
@@ -211,7 +223,7 @@ def test_the_probe_reads_the_encoders_output_of_the_image_as_it_is() -> None:
     batch = trainer.augment(BATCH, HPARAMS, KEY)
     apply = jit(partial(trainer.apply_model, train=True))
     trained, statistics = apply(after.params, after.collections, batch, HPARAMS, key=KEY)
-    now: Any = Encoder(True).apply({"params": after.params["encoder"], **statistics}, BATCH["inputs"], train=False)
+    now = encode({"params": after.params["encoder"], **statistics}, BATCH["inputs"])
     np.testing.assert_allclose(trained["features"], now, atol=1e-6)
 
 

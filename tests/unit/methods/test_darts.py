@@ -198,7 +198,10 @@ def test_the_difference_of_gradients_is_the_product_with_second_derivatives() ->
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("planted", ["avg_pool_3x3", "skip_connect", "max_pool_3x3"])
+@pytest.mark.parametrize(
+    "planted",
+    ["max_pool_3x3", *(pytest.param(kind, marks=pytest.mark.long) for kind in ("avg_pool_3x3", "skip_connect"))],
+)
 def test_the_planted_operation_gets_the_highest_weight(planted: str) -> None:
     module = Mixed(OPERATIONS)
     images = jax.random.normal(KEY, (2, 16, 6, 6, 2))

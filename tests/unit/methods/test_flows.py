@@ -53,7 +53,7 @@ def gaussian_params(mean: np.ndarray, covariance: np.ndarray) -> Any:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("features", [pytest.param(2, marks=pytest.mark.slow), 3])
+@pytest.mark.parametrize("features", [pytest.param(2, marks=pytest.mark.long), 3])
 def test_the_inverse_is_exact_and_the_determinant_is_that_of_the_jacobian(features: int) -> None:
     flow = Flow(couplings=3, width=8)
     params = perturbed(flow, features, by=0.3)

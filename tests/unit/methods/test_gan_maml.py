@@ -496,20 +496,23 @@ class Skipping(GANTrainer):
         return 0.5
 
 
+SKIPPING = Skipping()
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("is_bad", [False, True])
 def test_an_adversarial_step_that_is_not_finite_changes_nothing(is_bad: bool) -> None:
     real = np.random.default_rng(0).normal(size=(8, 1))
     real[3] = np.nan if is_bad else real[3]
     dataset = ArrayDataset(inputs=real, noise=np.random.default_rng(1).normal(size=(8, 2)))
-    training = Skipping().train_model({}, Splits(dataset, dataset), epochs=2, seed=0, objective="value")
+    training = SKIPPING.train_model({}, Splits(dataset, dataset), epochs=2, seed=0, objective="value")
     report = list(training)[-1]
     state: Any = training.state
     # The generator never sees real samples; only the discriminator that judged them would have spread the NaN.
     assert report.metrics["train_skipped_steps"] == (2.0 if is_bad else 0.0)
     kept = (state.params, state.collections, state.average)
     assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(kept))
-    first = Skipping().train_model({}, Splits(dataset, dataset), epochs=1, seed=0, objective="value")
+    first = SKIPPING.train_model({}, Splits(dataset, dataset), epochs=1, seed=0, objective="value")
     first._begin()
     start: Any = first.state
     for name in ("generator", "discriminator"):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from inspect import signature
 from typing import Any
 
@@ -51,14 +52,16 @@ GIVEN: dict[str, dict[str, Any]] = {
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", list(MODELS))
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=[pytest.mark.long] * (name == "cifar_resnet")) for name in MODELS]
+)
 def test_every_model_is_hosted(name: str) -> None:
     given = GIVEN.get(name, {"classes": 5})
     is_of_tokens = "vocabulary" in given
     inputs = jnp.arange(24).reshape(4, 6) % 7 if is_of_tokens else IMAGES
     model = as_model(make_model(name, **given))
-    params, collections = model.init(KEY, (inputs,))
-    outputs, _ = model.apply(params, collections, (inputs,), train=True, key=KEY)
+    params, collections = jax.jit(model.init)(KEY, (inputs,))
+    outputs, _ = jax.jit(partial(model.apply, train=True))(params, collections, (inputs,), key=KEY)
     expected = (4, 6, 7 if name == "decoder" else 5) if is_of_tokens else (4, 5)
     assert (outputs.shape, outputs.dtype) == (expected, jnp.float32)
     assert float(outputs.std()) > 0
@@ -73,14 +76,14 @@ def test_what_is_given_comes_before_what_is_searched() -> None:
 @pytest.mark.slow
 def test_dense_models_by_hand() -> None:
     module: Any = MLP(3, width=4, depth=1)
-    outputs, variables = module.init_with_output(KEY, IMAGES, train=False)
+    outputs, variables = jax.jit(partial(module.init_with_output, train=False))(KEY, IMAGES)
     first, second = variables["params"]["Dense_0"], variables["params"]["Dense_1"]
     images, first, second = jax.tree.map(np.asarray, (IMAGES, first, second))
     hidden = np.maximum(images.reshape(4, -1) @ first["kernel"] + first["bias"], 0.0)
     np.testing.assert_allclose(outputs, hidden @ second["kernel"] + second["bias"], rtol=1e-4, atol=1e-5)
 
     small: Any = CNN(3, channels=4, depth=5)  # more poolings than the image has halves
-    outputs, variables = small.init_with_output(KEY, IMAGES[..., 0], train=False)
+    outputs, variables = jax.eval_shape(partial(small.init_with_output, train=False), KEY, IMAGES[..., 0])
     assert outputs.shape == (4, 3)
     assert variables["params"]["Conv_4"]["kernel"].shape == (3, 3, 32, 64)
     assert "bias" not in variables["params"]["Conv_0"]

@@ -26,15 +26,34 @@ def made(**settings: Any) -> tuple[Any, Any]:
     return module, jax.jit(lambda: module.init(KEY, TOKENS, train=False))()
 
 
+def changed(at: int) -> np.ndarray:
+    """The tokens, with another one at a place."""
+    tokens = np.array(TOKENS)
+    tokens[:, at] = tokens[:, at] % 10 + 1
+    return tokens
+
+
+def run(module: Any, variables: Any, tokens: Any) -> np.ndarray:
+    """In one program: op by op, each shape of each operation would be compiled by itself."""
+    return np.asarray(jax.jit(lambda given, tokens: module.apply(given, tokens, train=False))(variables, tokens))
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("positions", ["learned", "rotary"])
-@pytest.mark.parametrize("is_scanned", [pytest.param(True, marks=pytest.mark.slow), False])
+@pytest.mark.parametrize(
+    ("positions", "is_scanned"),
+    [
+        ("learned", True),
+        ("rotary", False),
+        pytest.param("learned", False, marks=pytest.mark.long),
+        pytest.param("rotary", True, marks=pytest.mark.long),
+    ],
+)
 def test_a_causal_decoder_does_not_look_ahead(positions: str, is_scanned: bool) -> None:
     module, variables = made(is_causal=True, positions=positions, is_scanned=is_scanned)
-    run = jax.jit(lambda tokens: module.apply(variables, tokens, train=False))
-    before = run(TOKENS)
+    apply = jax.jit(lambda tokens: module.apply(variables, tokens, train=False))
+    before = np.asarray(apply(TOKENS))
     for at in (0, 5, 11):
-        after = run(TOKENS.at[:, at].set(TOKENS[:, at] % 10 + 1))
+        after = np.asarray(apply(changed(at)))
         np.testing.assert_array_equal(before[:, :at], after[:, :at])
         assert float(abs(before[:, at:] - after[:, at:]).min(-1).max()) > 1e-4, "it and later ones do move"
 
@@ -42,20 +61,18 @@ def test_a_causal_decoder_does_not_look_ahead(positions: str, is_scanned: bool) 
 @pytest.mark.slow
 def test_an_encoder_looks_both_ways() -> None:
     module, variables = made()
-    before = module.apply(variables, TOKENS, train=False)
-    after = module.apply(variables, TOKENS.at[:, 11].set(TOKENS[:, 11] % 10 + 1), train=False)
+    before, after = (run(module, variables, tokens) for tokens in (TOKENS, changed(11)))
     assert float(abs(before[:, 0] - after[:, 0]).max()) > 1e-4
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("is_causal", [True, False])
+@pytest.mark.parametrize("is_causal", [pytest.param(True, marks=pytest.mark.long), False])
 def test_padding_is_not_seen(is_causal: bool) -> None:
     module, variables = made(padding=0, is_causal=is_causal)
-    short = module.apply(variables, TOKENS[:, :7], train=False)
-    padded = jnp.concatenate([TOKENS[:, :7], jnp.zeros((3, 5), int)], axis=1)
-    long = module.apply(variables, padded, train=False)
+    tokens = np.array(TOKENS)[:, :7]
+    short, long = (run(module, variables, np.pad(tokens, ((0, 0), (0, pad)))) for pad in (0, 5))
     np.testing.assert_allclose(short, long[:, :7], atol=1e-5)
-    assert bool(jnp.isfinite(module.apply(variables, jnp.zeros((1, 4), int), train=False)).all()), "nothing but padding"
+    assert np.isfinite(run(module, variables, np.zeros_like(tokens))).all(), "nothing but padding"
 
 
 def test_rotary_positions_by_hand() -> None:
@@ -87,19 +104,23 @@ def test_a_loop_of_layers_is_the_layers_one_after_another(remat: bool) -> None:
     layers = [params.pop(f"layer_{at}") for at in range(2)]
     stacked = {"params": {**params, "stack": {"layers": jax.tree.map(lambda *leaves: jnp.stack(leaves), *layers)}}}
 
-    def loss(module: Any, given: Any) -> jax.Array:
-        return (module.apply(given, TOKENS, train=False) ** 2).mean()
+    def outputs_and_slopes(module: Any, given: Any) -> Any:
+        def loss(given: Any) -> Any:
+            outputs = module.apply(given, TOKENS, train=False)
+            return (outputs**2).mean(), outputs
 
-    np.testing.assert_allclose(
-        unrolled.apply(variables, TOKENS, train=False), scanned.apply(stacked, TOKENS, train=False), atol=1e-5
-    )
-    by_layers = jax.grad(lambda given: loss(unrolled, given))(variables)["params"]
-    by_loop = jax.grad(lambda given: loss(scanned, given))(stacked)["params"]
+        slopes, outputs = jax.jit(jax.grad(loss, has_aux=True))(given)
+        return outputs, slopes["params"]
+
+    outputs, by_layers = outputs_and_slopes(unrolled, variables)
+    looped, by_loop = outputs_and_slopes(scanned, stacked)
+    np.testing.assert_allclose(outputs, looped, atol=1e-5)
     of_loop = [jax.tree.map(lambda leaf, at=at: leaf[at], by_loop["stack"]["layers"]) for at in range(2)]
     for at in range(2):
         jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), by_layers[f"layer_{at}"], of_loop[at])
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_a_loop_that_forgets_takes_less_memory() -> None:
     """By the compiled program's own account; the page on systems has the figures."""
@@ -135,16 +156,17 @@ def test_parameters_by_formula() -> None:
 def test_at_first_all_tokens_are_about_as_likely() -> None:
     module: Any = Transformer(100, width=64, heads=4, is_causal=True, longest=32)
     tokens = jax.random.randint(KEY, (16, 32), 0, 100)
-    outputs, _ = module.init_with_output(KEY, tokens, train=False)
+    outputs, _ = jax.jit(lambda: module.init_with_output(KEY, tokens, train=False))()
     loss = optax.softmax_cross_entropy_with_integer_labels(outputs[:, :-1], tokens[:, 1:]).mean()
     assert abs(float(loss) - math.log(100)) < 0.7
 
 
 @pytest.mark.slow
 def test_a_rate_may_be_traced_and_drops_in_training_only() -> None:
+    without, variables = made(dropout_rate=0.0)
+
     def outputs(rate: Any, train: bool) -> jax.Array:
-        module, variables = made(dropout_rate=0.0)
-        module = module.clone(dropout_rate=rate)
+        module = without.clone(dropout_rate=rate)
         return module.apply(variables, TOKENS, train=train, rngs={"dropout": KEY})
 
     traced: Any = jax.jit(outputs, static_argnames="train")
@@ -158,10 +180,10 @@ def test_bf16_is_that_of_activations_and_near_float32() -> None:
     exact, variables = made()
     rough = exact.clone(dtype=jnp.bfloat16)
     with jax.numpy_dtype_promotion("standard"):  # Flax's normalisations mix types on purpose
-        outputs = rough.apply(variables, TOKENS, train=False)
-        made_rough = rough.init(KEY, TOKENS, train=False)
+        outputs = run(rough, variables, TOKENS)
+        made_rough = jax.eval_shape(lambda: rough.init(KEY, TOKENS, train=False))
     assert outputs.dtype == jnp.float32
-    np.testing.assert_allclose(outputs, exact.apply(variables, TOKENS, train=False), atol=0.1)
+    np.testing.assert_allclose(outputs, run(exact, variables, TOKENS), atol=0.1)
     kinds = {leaf.dtype for leaf in jax.tree.leaves(made_rough)}
     assert kinds == {jnp.dtype("float32")}
 

@@ -170,7 +170,17 @@ def test_of_very_many_trials_a_part_is_drawn(url: str, monkeypatch: pytest.Monke
         assert len(KINDS["edf"](subject).axes) == 1
 
 
-@pytest.mark.parametrize("kind", ["history", "importances", "parallel", "contour", "slice", "edf", "report"])
+@pytest.mark.parametrize(
+    "kind",
+    [
+        "history",
+        "report",
+        *(
+            pytest.param(kind, marks=pytest.mark.long)
+            for kind in ("importances", "parallel", "contour", "slice", "edf")
+        ),
+    ],
+)
 @pytest.mark.slow
 def test_a_trial_that_was_removed_from_the_queue_is_not_drawn(tmp_path: Path, kind: str) -> None:
     """It has failed without a start, and Optuna refuses to copy such a trial."""

@@ -60,9 +60,9 @@ def run(study: Study, trials: int, *, is_told: bool) -> tuple[list[bool], optuna
         ("tpe", 1, 50, 6),
         ("gp", 1, 24, 4),
         ("cmaes", 1, 60, 16),
-        ({"name": "nsga2", "population_size": 10}, 1, 60, 6),
         ({"name": "nsga2", "population_size": 10}, 2, 60, 6),
-        ({"name": "nsga3", "population_size": 10}, 2, 60, 6),
+        pytest.param({"name": "nsga2", "population_size": 10}, 1, 60, 6, marks=pytest.mark.long),
+        pytest.param({"name": "nsga3", "population_size": 10}, 2, 60, 6, marks=pytest.mark.long),
     ],
 )
 def test_fewer_of_the_later_trials_diverge_than_with_the_same_sampler_that_is_not_told(

@@ -203,7 +203,15 @@ def test_what_is_written_has_a_length_and_is_the_keys(text: Any) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("name", "size"), [("linear", 650), ("mlp", 8970), ("cnn", 1442), ("cifar_resnet", 19762)])
+@pytest.mark.parametrize(
+    ("name", "size"),
+    [
+        ("mlp", 8970),
+        ("cnn", 1442),
+        pytest.param("linear", 650, marks=pytest.mark.long),
+        pytest.param("cifar_resnet", 19762, marks=pytest.mark.long),
+    ],
+)
 def test_each_model_of_the_comparison_learns(name: str, size: int) -> None:
     module = import_file(STUDIES / "digits_models.py")
     hparams = module.HParams(model=name, learning_rate=0.02, weight_decay=1e-4, dropout_rate=0.1)

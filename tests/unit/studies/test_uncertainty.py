@@ -27,7 +27,9 @@ def trained(module: Any, hparams: Any) -> tuple[Any, Any, Splits]:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("method", ["laplace", "ensemble", "langevin", pytest.param("map", marks=pytest.mark.long)])
+@pytest.mark.parametrize(
+    "method", ["ensemble", *(pytest.param(name, marks=pytest.mark.long) for name in ("laplace", "langevin", "map"))]
+)
 def test_every_method_of_the_study_of_uncertainty_trains(method: str) -> None:
     module: Any = import_file(STUDIES / "digits_uncertainty.py")
     with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):

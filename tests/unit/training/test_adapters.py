@@ -157,11 +157,13 @@ def close(found: Any, expected: Any, atol: float = 1e-6) -> None:
         np.testing.assert_allclose(one, other, atol=atol)
 
 
-_QUICK = ("linen", "nnx")
-
-
 @pytest.mark.parametrize(
-    "name", [pytest.param(name, marks=[] if name in _QUICK else [pytest.mark.slow]) for name in FLAVOURS]
+    "name",
+    [
+        "linen",
+        *(pytest.param(name, marks=pytest.mark.slow) for name in ("nnx class", "pair", "model")),
+        *(pytest.param(name, marks=[pytest.mark.slow, pytest.mark.long]) for name in ("nnx partial", "nnx function")),
+    ],
 )
 def test_a_network_trains_alike_in_every_flavour(name: str) -> None:
     trainer = Classifier(FLAVOURS[name])
@@ -330,8 +332,10 @@ class NNXTraced(nnx.Module):
 @pytest.mark.slow
 @pytest.mark.parametrize(
     "make",
-    [lambda h: LinenTraced(h.dropout_rate, h.momentum), lambda h: partial(NNXTraced, h.dropout_rate, h.momentum)],
-    ids=["linen", "nnx"],
+    [
+        pytest.param(lambda h: LinenTraced(h.dropout_rate, h.momentum), id="linen", marks=pytest.mark.long),
+        pytest.param(lambda h: partial(NNXTraced, h.dropout_rate, h.momentum), id="nnx"),
+    ],
 )
 def test_rates_and_momenta_share_a_program_and_count(make: Any) -> None:
     compiled = []

@@ -172,12 +172,12 @@ CASES = {
 }
 
 
-_QUICK = ("a module", "the loss", "the gradient")
+_QUICK = ("a module", "the loss", "the gradient", "nnx", "an own step")
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    "case", [pytest.param(case, marks=[] if case in _QUICK else [pytest.mark.slow]) for case in CASES]
+    "case", [pytest.param(case, marks=[] if case in _QUICK else [pytest.mark.long]) for case in CASES]
 )
 def test_a_planted_nan_is_found_at_its_step_and_place(case: str) -> None:
     trainer, where, step = CASES[case]

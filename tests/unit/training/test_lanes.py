@@ -151,7 +151,7 @@ def assert_alike(found: Sequence[Report], expected: Sequence[Report]) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("loop", ["scan", "step"])
+@pytest.mark.parametrize("loop", ["scan", pytest.param("step", marks=pytest.mark.long)])
 def test_each_lane_reports_what_its_training_reports_alone(loop: str) -> None:
     trainer = Line(loop)
     together = Together(trainer=trainer)
@@ -323,6 +323,9 @@ def test_hyperparameters_keep_the_type_of_python_numbers() -> None:
     assert set(seen) == {jnp.dtype("bfloat16")}
 
 
+TIMED = Line()
+
+
 def test_what_is_done_next() -> None:
     lanes = Together().lanes
     dataset = SPLITS.validation
@@ -350,7 +353,7 @@ def test_what_is_done_next() -> None:
 def test_more_lanes_are_used_while_they_gain(
     seconds: dict[int, float | None], most: int, expected: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    trainer = Line()
+    trainer = TIMED
 
     def timed(made: Any, source: Any, hparams: Any, carry: Any, *_: Any) -> float:
         count = 1 if carry.position.ndim == 0 else len(carry.position)

@@ -112,14 +112,15 @@ def pieces(tree: Any) -> dict[str, tuple[tuple[int, ...], tuple[int, ...]]]:
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    "trainer",
+    ("layout", "trainer"),
     [
-        pytest.param(MLP_ADAMW, id="mlp adamw"),
-        pytest.param(CNN_MOMENTUM, id="cnn momentum", marks=pytest.mark.slow),
+        pytest.param(COPIED, CNN_MOMENTUM, id="copied-cnn momentum"),
+        pytest.param(DIVIDED, MLP_ADAMW, id="divided-mlp adamw"),
+        pytest.param(COPIED, MLP_ADAMW, id="copied-mlp adamw", marks=pytest.mark.long),
+        pytest.param(DIVIDED, CNN_MOMENTUM, id="divided-cnn momentum", marks=pytest.mark.long),
     ],
 )
-@pytest.mark.parametrize("layout", [COPIED, DIVIDED], ids=["copied", "divided"])
-def test_training_on_eight_devices_equals_one(trainer: TrainerModule, layout: Layout) -> None:
+def test_training_on_eight_devices_equals_one(layout: Layout, trainer: TrainerModule) -> None:
     training = train(trainer, layout)
     assert_same(training, alone(trainer))
     assert training.step == 20

@@ -27,7 +27,7 @@ from tuner.training.optim.build import (
     warmup_cosine,
 )
 from tuner.training.optim.learned import init_weights, learned
-from tuner.training.optim.named import OPTIMIZERS, OWN_DECAY, REFUSED, arguments_of
+from tuner.training.optim.named import OPTIMIZERS, OWN_DECAY, REFUSED, SCHEDULE_FREE, WHOLE_ARRAY, arguments_of
 from tuner.training.optim.rules import decay_all
 from tuner.training.optim.schedules import Constant, Exponential, OneCycle, Piecewise, WarmupCosine
 from tuner.training.optim.transforms import GradientNoise
@@ -456,11 +456,14 @@ def distance(params: Any) -> Any:
 
 
 _QUICK = ("adam", "adamw", "lion", "muon", "sgd")  # those used most; the others are in the slow part
+_OF_A_KIND = ("lbfgs", *WHOLE_ARRAY, *SCHEDULE_FREE)  # along a line, by whole arrays, and evaluated at an average
 
 
-@pytest.mark.parametrize(
-    "name", [pytest.param(name, marks=[] if name in _QUICK else [pytest.mark.slow]) for name in OPTIMIZERS]
-)
+def marks_of(name: str) -> list[Any]:
+    return [] if name in _QUICK else [pytest.mark.slow] + [pytest.mark.long] * (name not in _OF_A_KIND)
+
+
+@pytest.mark.parametrize("name", [pytest.param(name, marks=marks_of(name)) for name in OPTIMIZERS])
 def test_every_optimizer_lowers_a_quadratic_with_its_numbers_traced(name: str) -> None:
     rate = arguments_of(name).get("learning_rate")
     peak = None if rate is None or name == "lbfgs" else rate.default if rate.default not in (None, rate.empty) else 0.05

@@ -157,7 +157,18 @@ def test_an_overflow_skips_the_step_and_halves_the_scale() -> None:
     assert STEP._cache_size() == 1
 
 
-class Steep(Classifier):
+class Steep(Plain):
+    """A line, which is not long to run op by op."""
+
+    def init_model(self, hparams: Any) -> nn.Module:
+        return nn.Dense(3)
+
+    def inputs(self, batch: Any) -> Any:
+        return batch["inputs"]
+
+    def ema_decay(self, hparams: Any) -> Any:
+        return None
+
     def loss(self, outputs: Any, batch: Any, hparams: Any) -> Any:
         losses, metrics = super().loss(outputs, batch, hparams)
         return 10.0 * losses, metrics

@@ -201,7 +201,10 @@ def uninterrupted(name: str) -> Training:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", list(TRAINERS))
+@pytest.mark.parametrize(
+    "name",
+    ["mlp-scan", "normed-step", *(pytest.param(name, marks=pytest.mark.long) for name in ("mlp-step", "normed-scan"))],
+)
 def test_stopped_after_any_program_and_resumed_is_as_if_never_stopped(name: str, tmp_path: Path) -> None:
     expected, trainer = uninterrupted(name), TRAINERS[name]
     assert expected.state.opt_state is not None
@@ -490,11 +493,11 @@ def test_it_goes_on_on_another_number_of_devices(before: int, after: int, tmp_pa
     ("script", "direction", "epoch"),
     [
         ((3.0, 1.0, 2.0), "minimize", 2),
-        ((3.0, 1.0, 2.0), "maximize", 1),
         ((math.nan, 2.0, math.nan), "maximize", 2),
-        ((1.0, 2.0, 2.0), "maximize", 2),
         ((2.0, 2.0, 2.0), "minimize", 1),
-        ((-math.inf, math.inf, 0.0), "maximize", 2),
+        pytest.param((3.0, 1.0, 2.0), "maximize", 1, marks=pytest.mark.long),
+        pytest.param((1.0, 2.0, 2.0), "maximize", 2, marks=pytest.mark.long),
+        pytest.param((-math.inf, math.inf, 0.0), "maximize", 2, marks=pytest.mark.long),
     ],
 )
 def test_the_best_epoch_is_kept_also_when_resumed(
@@ -661,12 +664,13 @@ def test_a_trainer_in_a_file_of_its_own_predicts_the_same_in_a_new_process(own_f
     said = load_elsewhere(tmp_path / "trial", tmp_path)
     assert said == (f"CheckpointError: {own_file} no longer defines Trainer of {tmp_path / 'trial'}; pass trainer=\n")
     own_file.rename(own_file.with_name("moved.py"))
-    said = load_elsewhere(tmp_path / "trial", tmp_path)
-    assert isinstance(said, str)
-    assert said.count("\n") == 1
-    assert f"CheckpointError: the file of Trainer in {tmp_path / 'trial'} does not exist: '{own_file}';" in said
-    # Given by hand, nothing has to be found but the space.
     sys.modules.pop(module.__name__)
+    with pytest.raises(CheckpointError) as refused:
+        load_from_checkpoint(tmp_path / "trial", trust=True)
+    assert "\n" not in str(refused.value)
+    wanted = f"the file of Trainer in {tmp_path / 'trial'} does not exist: '{own_file}';"
+    assert str(refused.value).startswith(wanted)
+    # Given by hand, nothing has to be found but the space.
     with pytest.raises(CheckpointError, match=r"the file of HParams in .* does not exist"):
         load_from_checkpoint(tmp_path / "trial", trainer=trainer)
     assert_bit_equal(
@@ -700,7 +704,7 @@ print(json.dumps({"found": found, "best": best, "bound": float((outputs.argmax(-
 def test_the_best_trial_of_a_study_is_loaded_by_its_path(tuner_on_sqlite: Any) -> None:
     tuner, file = tuner_on_sqlite, tuner_on_sqlite.folder / "digits_mlp.py"
     text = (ROOT / "studies" / "digits_mlp.py").read_text()
-    for one, other in (("choice(1, 2, 3)", "choice(1, 2)"), ("epochs=20", "epochs=3"), ("trials=30", "trials=2")):
+    for one, other in (("choice(1, 2, 3)", "choice(1)"), ("epochs=20", "epochs=3"), ("trials=30", "trials=2")):
         text = text.replace(one, other)
     file.write_text(text)
     done = tuner.run("launch", "digits_mlp.py", "--workers", "1")

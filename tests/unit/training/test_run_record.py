@@ -108,7 +108,7 @@ def test_without_a_folder_nothing_is_written(
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("mode", ["scan", "step"])
+@pytest.mark.parametrize("mode", ["scan", pytest.param("step", marks=pytest.mark.long)])
 def test_a_log_is_enough_to_train_again_in_another_process(file: Any, tmp_path: Path, mode: Any) -> None:
     training = train(file, tmp_path / "run", choose=lambda program, measure: mode)
     reports = list(training)

@@ -199,7 +199,11 @@ _QUICK = ("mlp-adamw", "mlp-sgd-ema")
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    "name", [pytest.param(name, marks=[] if name in _QUICK else [pytest.mark.slow]) for name in TRAINERS]
+    "name",
+    [
+        "nnx-sgd-ema",
+        *(pytest.param(name, marks=pytest.mark.long) for name in ("mlp-adamw", "mlp-sgd-ema", "cnn-adamw-ema")),
+    ],
 )
 def test_each_lane_is_the_trial_alone(name: str) -> None:
     vmapped, alone = runs(name)
@@ -242,7 +246,11 @@ def test_lanes_over_seeds_alone_share_their_hyperparameters() -> None:
 @pytest.mark.parametrize("planted", ["learning_rate", "dropout_rate", "weight"])
 @pytest.mark.parametrize(
     "name",
-    [*_QUICK, *(pytest.param(name, marks=pytest.mark.slow) for name in ("cnn-adamw-ema", "nnx-sgd-ema"))],
+    [
+        *_QUICK,
+        pytest.param("nnx-sgd-ema", marks=pytest.mark.slow),
+        pytest.param("cnn-adamw-ema", marks=[pytest.mark.slow, pytest.mark.long]),
+    ],
 )
 def test_a_lane_of_nan_leaves_its_neighbours_bit_for_bit(name: str, planted: str) -> None:
     hparams, weights, vmapped = stacked(), WEIGHTS, runs(name)[0]

@@ -157,9 +157,7 @@ def test_trials_come_to_what_they_come_to_one_by_one(
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    "seed", [0, 1, pytest.param(2, marks=pytest.mark.slow), pytest.param(3, marks=pytest.mark.slow)]
-)
+@pytest.mark.parametrize("seed", [0, 1, *(pytest.param(seed, marks=pytest.mark.long) for seed in (2, 3))])
 @pytest.mark.with_tables
 def test_random_ends_keep_the_lanes_busy_and_the_budget_exact(
     seed: int, sqlite_url: str, work: Callable[..., Log], monkeypatch: pytest.MonkeyPatch
@@ -226,13 +224,14 @@ def test_trials_of_other_programs_wait_for_their_turn_and_none_starves(
     assert {2, 3, 4} == set(widths)
 
 
+@pytest.mark.long
 @pytest.mark.slow
 @pytest.mark.with_tables
 def test_the_shares_of_static_values_are_those_of_the_sampler(sqlite_url: str, tmp_path: Path, work: Any) -> None:
     """Random search gives each trial the same hyperparameters in a cohort, so that no share can differ at all."""
     alone = f"sqlite:///{tmp_path / 'alone.db'}"
-    work(study_of(space=Widths, trials=18, epochs=1), sqlite_url)
-    work(study_of(space=Widths, trials=18, epochs=1, cohort=1), alone)
+    work(study_of(space=Widths, trials=9, epochs=1), sqlite_url)
+    work(study_of(space=Widths, trials=9, epochs=1, cohort=1), alone)
     found, expected = results(sqlite_url), results(alone)
     assert {number: one[0] for number, one in found.items()} == {number: one[0] for number, one in expected.items()}
 
@@ -411,7 +410,7 @@ def test_trials_that_cannot_share_a_program_train_one_by_one(
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("cohort", [3, "auto"])
+@pytest.mark.parametrize("cohort", [3, pytest.param("auto", marks=pytest.mark.long)])
 @pytest.mark.with_tables
 def test_a_program_that_fails_for_some_trials_fails_those_alone(
     cohort: Any, sqlite_url: str, work: Callable[..., Log]

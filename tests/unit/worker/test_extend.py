@@ -213,9 +213,10 @@ def test_the_schedule_is_that_of_the_new_total(runs: Runs) -> None:
     def loss(params: Any) -> jax.Array:
         return jnp.mean((Model().apply({"params": params}, examples["inputs"]) - examples["targets"]) ** 2)
 
+    slope = jax.jit(jax.grad(loss))
     for step in range(3, 7):
         rate = peak * (0.01 + 0.99 * (1 + math.cos(math.pi * step / 7)) / 2)
-        params = jax.tree.map(lambda one, grad, rate=rate: one - rate * grad, params, jax.grad(loss)(params))
+        params = jax.tree.map(lambda one, grad, rate=rate: one - rate * grad, params, slope(params))
     assert _distance(params, runs.params(1)) < 1e-3 * _distance(first, params)
 
 
@@ -223,6 +224,7 @@ def _distance(one: Any, other: Any) -> float:
     return float(optax.tree.norm(jax.tree.map(lambda a, b: jnp.asarray(a) - jnp.asarray(b), one, other)))
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_a_trial_in_a_cohort_continues(runs: Runs, whole: Runs) -> None:
     runs(make(trials=3, cohort=2))
@@ -332,7 +334,7 @@ def test_a_function_that_does_not_go_on_fails(runs: Runs) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("save_every_s", [0.0, 60.0])
+@pytest.mark.parametrize("save_every_s", [0.0, pytest.param(60.0, marks=pytest.mark.long)])
 def test_an_interrupted_trial_resumes(runs: Runs, whole: Runs, save_every_s: float) -> None:
     settings = {"save_every_s": save_every_s}
     runs(make(trials=1, **settings))
@@ -353,7 +355,7 @@ def test_an_interrupted_trial_resumes(runs: Runs, whole: Runs, save_every_s: flo
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("seeds", [1, 2])
+@pytest.mark.parametrize("seeds", [pytest.param(1, marks=pytest.mark.long), 2])
 def test_another_machine_continues_from_object_storage(
     runs: Runs, whole: Runs, monkeypatch: pytest.MonkeyPatch, seeds: int
 ) -> None:
@@ -413,7 +415,7 @@ def rerunner(runs: Runs, study: Study, engine: Any, folder: Path) -> Rerunner:
     return Rerunner(engine, row, study, folder / "none.py", made, runtime, made)
 
 
-@pytest.mark.parametrize("trainer", [CONSTANT, COSINE])
+@pytest.mark.parametrize("trainer", [pytest.param(CONSTANT, marks=pytest.mark.long), COSINE])
 @pytest.mark.slow
 def test_it_is_reproduced_in_its_stages(runs: Runs, trainer: Any) -> None:
     study = make(trainer=trainer, trials=2)

@@ -206,7 +206,7 @@ def test_the_lineage_of_each_trial_can_be_reproduced_bit_for_bit(tmp_path: Path,
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("cohort", "at"), [(1, 4), pytest.param(3, 2, marks=pytest.mark.slow)])
+@pytest.mark.parametrize(("cohort", "at"), [(3, 2), pytest.param(1, 4, marks=pytest.mark.long)])
 def test_a_trial_that_is_interrupted_at_a_copy_continues_the_same(
     tmp_path: Path, work: Callable[..., Log], cohort: int, at: int
 ) -> None:

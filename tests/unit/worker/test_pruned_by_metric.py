@@ -69,7 +69,7 @@ PRUNERS: list[dict[str, Any]] = [
 @pytest.mark.slow
 @pytest.mark.parametrize(
     "pruner",
-    [pytest.param(one, marks=[pytest.mark.slow] if one["name"] == "wilcoxon" else []) for one in PRUNERS],
+    [pytest.param(one, marks=[] if one["name"] in ("asha", "median") else [pytest.mark.long]) for one in PRUNERS],
     ids=[f"{one['name']}-{one.get('min_resource')}" for one in PRUNERS],
 )
 def test_a_pruner_decides_as_if_its_metric_were_the_objective(tmp_path: Path, pruner: dict[str, Any]) -> None:

@@ -263,7 +263,7 @@ class ByTrial(Line):
         raise NotImplementedError
 
 
-@pytest.mark.parametrize("cohort", [1, pytest.param(2, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("cohort", [1, pytest.param(2, marks=[pytest.mark.slow, pytest.mark.long])])
 @pytest.mark.with_tables
 def test_a_seed_that_diverges_ends_the_trial(cohort: int, sqlite_url: str, work: Callable[..., Log]) -> None:
     """In each of two trials the second seed reports NaN at its second epoch: the objective, or another metric."""
@@ -282,7 +282,9 @@ def test_a_seed_that_diverges_ends_the_trial(cohort: int, sqlite_url: str, work:
     assert table(sqlite_url, leases.c.trial_id) == []
 
 
-@pytest.mark.parametrize(("cohort", "every"), [(1, 1), (1, 3), pytest.param(2, 1, marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    ("cohort", "every"), [(1, 1), (1, 3), pytest.param(2, 1, marks=[pytest.mark.slow, pytest.mark.long])]
+)
 @pytest.mark.with_tables
 def test_a_hook_that_prunes_one_seed_prunes_the_trial(
     cohort: int, every: int, sqlite_url: str, work: Callable[..., Log]
@@ -319,7 +321,7 @@ class Steps(Line):
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("seeds", "cohort"),
-    [((1, 2, 3), 1), *(pytest.param(*one, marks=pytest.mark.slow) for one in ((3, 1), (2, 2), ((1, 2, 3), 2)))],
+    [((1, 2, 3), 1), ((1, 2, 3), 2), *(pytest.param(*one, marks=pytest.mark.long) for one in ((3, 1), (2, 2)))],
 )
 @pytest.mark.with_tables
 def test_a_resumed_trial_is_the_undisturbed_one(
@@ -369,7 +371,7 @@ def _result(row: Any) -> dict[str, Any]:
 # --- Seeds that are added
 
 
-@pytest.mark.parametrize("cohort", [1, pytest.param(2, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("cohort", [1, pytest.param(2, marks=[pytest.mark.slow, pytest.mark.long])])
 @pytest.mark.with_tables
 def test_trials_that_survive_a_rung_get_more_seeds(
     cohort: int, sqlite_url: str, work: Callable[..., Log], tmp_path: Path

@@ -183,11 +183,12 @@ def test_trials_are_repeated_confirmed_drawn_and_bundled_with_their_own_data(
     url = f"sqlite:///{tmp_path}/study.db"
     run_worker(load_study(str(file)), url, artifacts=str(tmp_path / "artifacts"), file=str(file))
     rows = rows_of(url)
-    assert len({row["hparams"]["length"] for row in rows}) > 1
+    of_each_length = {row["hparams"]["length"]: row for row in rows}
+    assert len(of_each_length) > 1
     engine = connect(url)
     try:
         rerunner = open_study(engine, "windows", None, {})
-        for row in rows:
+        for row in of_each_length.values():
             compared = {one.metric: one for one in reproduce(rerunner, row["number"], lambda report: None)}
             assert compared["loss"].difference == 0.0
             assert compared["length"].found == row["hparams"]["length"]
