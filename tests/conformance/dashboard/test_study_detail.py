@@ -166,7 +166,7 @@ def test_an_infeasible_trial_is_not_told_to_be_the_best(sides: Sides, directions
     chance = random.Random(2)
     constraints: list[Any] = [{"constraints:memory": 1.0, "constraints:time": -1.0}, {"constraints": [0.5]}, {}]
     constraints += [{"constraints:memory": math.inf}, {"constraints:memory": -1.0}, {"constraints": None}]
-    for at in range(60):
+    for at in range(24):
         attributes, bad = constraints[at % 6], at % 6 in (0, 1, 3)
         values = [chance.random() + (bad and (9 if one == "maximize" else -9)) for one in directions]
         study.add_trial(create_trial(values=values, system_attrs=attributes))

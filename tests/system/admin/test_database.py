@@ -272,26 +272,32 @@ def test_a_stopped_server_and_a_new_password(command: DatabaseCommand, wait_unti
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("damage", ["version", "lost", "setting"])
-def test_data_that_cannot_be_used(command: DatabaseCommand, wait_until: Callable[..., Any], damage: str) -> None:
+def test_data_that_cannot_be_used(command: DatabaseCommand, wait_until: Callable[..., Any]) -> None:
     assert command.stop(command.serve(wait_until)) == 0
     data = command.path / "data"
-    if damage == "version":
-        (data / "PG_VERSION").write_text("12\n")
-        message, status = "the data of the database need Postgres 12, but this is Postgres ", 2
-    elif damage == "lost":
-        (data / "PG_VERSION").unlink()
-        message, status = f"the data are damaged: {data} has no file PG_VERSION", 1
-    else:
-        with (data / "postgresql.conf").open("a") as file:
-            file.write("shared_buffers = 'many'\n")
-        message, status = "Postgres does not start: configuration file ", 1
-    assert command.start().wait(300) == status
-    stdout, stderr = command.output()
-    assert stdout == ""
-    (line,) = stderr.splitlines()
-    assert message in line
-    assert (data / "global").is_dir()
+    version, settings = data / "PG_VERSION", data / "postgresql.conf"
+    whole = {path: path.read_text() for path in (version, settings)}
+    for path, text, message, status in [
+        (version, "12\n", "the data of the database need Postgres 12, but this is Postgres ", 2),
+        (version, None, f"the data are damaged: {data} has no file PG_VERSION", 1),
+        (
+            settings,
+            f"{whole[settings]}shared_buffers = 'many'\n",
+            "Postgres does not start: configuration file ",
+            1,
+        ),
+    ]:
+        if text is None:
+            path.unlink()
+        else:
+            path.write_text(text)
+        assert command.start().wait(300) == status
+        stdout, stderr = command.output()
+        assert stdout == ""
+        (line,) = stderr.splitlines()
+        assert message in line
+        assert (data / "global").is_dir()
+        path.write_text(whole[path])
 
 
 # --- Users

@@ -81,9 +81,10 @@ def test_what_is_wrong_before_anything_runs(
     assert sorted(path.name for path in tmp_path.iterdir()) == ["syntax.py", "tiny.py"], "nothing was written"
 
 
+@pytest.mark.without_tables
 @pytest.mark.slow
 def test_a_launch_waits_a_moment_for_a_server_that_is_not_there(
-    tuner_on_sqlite: Any, tiny_study: Path, tmp_path: Path
+    tuner_on_sqlite: Any, tiny_function: Path, tmp_path: Path
 ) -> None:
     done = tuner_on_sqlite.run("launch", "tiny.py", "--storage", f"postgresql://u:{SECRET}@127.0.0.1:1/d")
 
@@ -101,10 +102,12 @@ def line_of(text: str, part: str) -> int:
     return text[: text.index(part)].count("\n") + 1
 
 
+@pytest.mark.without_tables
 @pytest.mark.parametrize(
-    ("old", "new", "message"),
+    ("kind", "old", "new", "message"),
     [
         (
+            "tiny_study",
             'objective="loss"',
             'objective="los"',
             "objective 'los': it reports loss, train_grad_norm, train_loss; did you mean 'loss'?",
@@ -113,27 +116,46 @@ def line_of(text: str, part: str) -> int:
             pytest.param(*case, marks=pytest.mark.slow)
             for case in [
                 (
+                    "tiny_study",
                     "    noise: float",
                     "    other: float",
                     "HParams has no hyperparameter 'noise' (it has learning_rate, other)",
                 ),
-                ('sampler="random"', 'sampler="tpee"', "partial_fixed, qmc, random, tpe: got 'tpee'; did you mean"),
                 (
+                    "tiny_function",
+                    'sampler="random"',
+                    'sampler="tpee"',
+                    "partial_fixed, qmc, random, tpe: got 'tpee'; did you mean",
+                ),
+                (
+                    "tiny_function",
                     "pruner=PRUNER",
                     'pruner="ahsa"',
                     "one of asha, curve, hyperband, median, none, patient, pbt, percentile",
                 ),
-                ("import numpy as np", "import numpie", "tiny.py:{line}: ModuleNotFoundError: No module named 'num"),
+                (
+                    "tiny_function",
+                    "import numpy as np",
+                    "import numpie",
+                    "tiny.py:{line}: ModuleNotFoundError: No module named 'num",
+                ),
             ]
         ),
     ],
 )
 def test_what_is_wrong_in_the_study(
-    tuner_on_sqlite: Any, tiny_study: Path, tmp_path: Path, old: str, new: str, message: str
+    tuner_on_sqlite: Any,
+    request: pytest.FixtureRequest,
+    tmp_path: Path,
+    kind: str,
+    old: str,
+    new: str,
+    message: str,
 ) -> None:
-    text = tiny_study.read_text().replace('MODE == "nan"', "True")
+    path = request.getfixturevalue(kind)
+    text = path.read_text().replace('MODE == "nan"', "True")
     assert old in text
-    tiny_study.write_text(text.replace(old, new))
+    path.write_text(text.replace(old, new))
 
     status, line = one_line(tuner_on_sqlite, ["launch", "tiny.py", "--workers", "1"])
 
@@ -144,7 +166,7 @@ def test_what_is_wrong_in_the_study(
 
 
 @pytest.mark.slow
-def test_an_unknown_study_has_a_nearest_one(tuner_on_sqlite: Any, tiny_study: Path) -> None:
+def test_an_unknown_study_has_a_nearest_one(tuner_on_sqlite: Any, tiny_function: Path) -> None:
     assert tuner_on_sqlite.run("worker", "tiny.py", "--trials", "1").returncode == 0
 
     for command in (["best", "tinny"], ["trials", "tinny"], ["show", "tinny", "0"]):
@@ -157,9 +179,10 @@ def test_an_unknown_study_has_a_nearest_one(tuner_on_sqlite: Any, tiny_study: Pa
 
 
 @pytest.mark.parametrize(
-    ("old", "new", "message"),
+    ("kind", "old", "new", "message"),
     [
         (
+            "tiny_study",
             "    rng = ",
             "    raise FileNotFoundError('data.csv')\n    rng = ",
             "data(seed) failed: {file}:{line}: FileNotFound",
@@ -168,17 +191,25 @@ def test_an_unknown_study_has_a_nearest_one(tuner_on_sqlite: Any, tiny_study: Pa
             pytest.param(*case, marks=pytest.mark.slow)
             for case in [
                 (
+                    "tiny_study",
                     "data=data",
                     "data=lambda seed: 1",
                     "data must be a tuner.training.Splits (training and validation data): got int",
                 ),
-                ("nn.Dense(1)(x)[:, 0]", "nn.Dense(1)(x).no", "the trainer failed: {file}:{line}: AttributeError: "),
                 (
+                    "tiny_study",
+                    "nn.Dense(1)(x)[:, 0]",
+                    "nn.Dense(1)(x).no",
+                    "the trainer failed: {file}:{line}: AttributeError: ",
+                ),
+                (
+                    "tiny_study",
                     "nn.Dense(1)(x)[:, 0]",
                     "nn.Dense(1)(x)",
                     "must have one value per example, not a mean: 'loss' has shape (64, 64)",
                 ),
                 (
+                    "tiny_function",
                     "class HParams",
                     "raise SystemExit(0)\n\n\nclass HParams",
                     "the study file cannot be imported: tiny.py:{line}: SystemExit: 0",
@@ -188,20 +219,21 @@ def test_an_unknown_study_has_a_nearest_one(tuner_on_sqlite: Any, tiny_study: Pa
     ],
 )
 def test_what_fails_in_the_authors_code(
-    tuner_on_sqlite: Any, tiny_study: Path, old: str, new: str, message: str
+    tuner_on_sqlite: Any, request: pytest.FixtureRequest, kind: str, old: str, new: str, message: str
 ) -> None:
-    text = tiny_study.read_text()
+    path = request.getfixturevalue(kind)
+    text = path.read_text()
     assert old in text
-    tiny_study.write_text(text.replace(old, new, 1))
+    path.write_text(text.replace(old, new, 1))
 
     status, line = one_line(tuner_on_sqlite, ["launch", "tiny.py", "--workers", "1"])
 
     assert status == 2
-    assert message.format(file=tiny_study, line=line_of(text, old)) in line
+    assert message.format(file=path, line=line_of(text, old)) in line
 
 
 @pytest.mark.slow
-def test_a_file_that_is_no_database(tuner_on_sqlite: Any, tiny_study: Path, tmp_path: Path) -> None:
+def test_a_file_that_is_no_database(tuner_on_sqlite: Any, tiny_function: Path, tmp_path: Path) -> None:
     (tmp_path / "text.db").write_text("not a database " * 100)
 
     status, line = one_line(tuner_on_sqlite, ["launch", "tiny.py", "--workers", "1", "--storage", "sqlite:///text.db"])
@@ -211,7 +243,7 @@ def test_a_file_that_is_no_database(tuner_on_sqlite: Any, tiny_study: Path, tmp_
 
 
 @pytest.mark.slow
-def test_a_study_of_another_tool_with_another_direction(tuner_on_sqlite: Any, tiny_study: Path) -> None:
+def test_a_study_of_another_tool_with_another_direction(tuner_on_sqlite: Any, tiny_function: Path) -> None:
     storage = optuna.storages.RDBStorage(tuner_on_sqlite.env["TUNER_STORAGE"])
     optuna.create_study(study_name="tiny", storage=storage, direction="maximize")
     storage.engine.dispose()

@@ -11,8 +11,9 @@ from typing import Any
 
 import pytest
 import sqlalchemy as sa
+from optuna.study import StudyDirection
 
-from tuner.storage import connect
+from tuner.storage import connect, open_storage
 from tuner.storage.sql.tables import attempts, leases, workers
 
 STOPPED = "tuner: study 'tiny' is stopped: run `tuner resume tiny`, then launch it again"
@@ -49,6 +50,13 @@ def train(tuner: Any, wait_until: Callable[..., Any], *words: str, **env: str) -
     return process
 
 
+def make_study(tuner: Any, name: str) -> None:
+    """Create a study that has no trials."""
+    storage = open_storage(tuner.env["TUNER_STORAGE"])
+    storage.create_new_study([StudyDirection.MINIMIZE], name)
+    storage.close()
+
+
 @pytest.mark.slow
 def test_a_stopped_study_ends_soon_and_resumed_it_ends_as_if_nothing_had_been(
     tuner_on_sqlite: Any, tiny_function: Path, wait_until: Callable[..., Any]
@@ -68,7 +76,7 @@ def test_a_stopped_study_ends_soon_and_resumed_it_ends_as_if_nothing_had_been(
     assert None not in [row[0] for row in rows(tuner, workers.c.ended_at_s)], "all workers have ended"
 
     elsewhere = f"sqlite:///{tiny_function.parent / 'undisturbed.db'}"
-    undisturbed = tuner.start(*LAUNCH, **SHAPE, TUNER_STORAGE=elsewhere)
+    undisturbed = tuner.start("worker", "tiny.py", **SHAPE, TUNER_STORAGE=elsewhere)
     again = tuner.run_here("stop", "tiny")
     assert (again.returncode, again.stderr) == (0, "tuner: study 'tiny' was already stopped\n")
     refused = tuner.run(*LAUNCH, **SLOW)
@@ -103,15 +111,12 @@ def test_a_stopped_study_ends_soon_and_resumed_it_ends_as_if_nothing_had_been(
 @pytest.mark.parametrize("command", ["stop", "resume"])
 def test_an_unknown_study_is_one_line_with_the_nearest(tuner_on_sqlite: Any, tiny_function: Path, command: str) -> None:
     tuner = tuner_on_sqlite
-    nowhere = tuner.run(command, "tiny")
+    nowhere = tuner.run_here(command, "tiny")
     assert nowhere.returncode == 2
     assert len(nowhere.stderr.splitlines()) == 1
     assert "the storage does not exist" in nowhere.stderr
     assert sorted(path.name for path in tiny_function.parent.iterdir()) == ["tiny.py"]
-    make = "import tuner, sys; tuner.open_storage(sys.argv[1]).create_new_study([1], 'digits')"
-    subprocess.run(
-        [sys.executable, "-W", "ignore", "-c", make, tuner.env["TUNER_STORAGE"]], check=True, capture_output=True
-    )
+    make_study(tuner, "digits")
 
     done = tuner.run(command, "digit")
     assert done.returncode == 2
@@ -149,12 +154,13 @@ def test_hours_end_a_launch_and_more_of_them_finish_the_study(
     spent_s = last - first if flag == "wall" else sum((end - start) * devices for start, end, devices in intervals)
     assert spent_s > 3600 * hours * 0.9
 
-    same = tuner.run("launch", "tiny.py", *words, f"--{flag}-hours", str(hours), **env)
+    same = tuner.run("launch", "tiny.py", "--workers", "1", f"--{flag}-hours", str(hours), **env)
     assert same.returncode == 0
     assert message(same.stderr) == [line]
     assert [row["outcome"] for row in tuner.rows("trials", "tiny")] == outcomes
 
-    more = tuner.run("launch", "tiny.py", *words, f"--{flag}-hours", "1", **{**env, "TINY_PAUSE_S": "0"})
+    more_hours = ("--workers", "1", f"--{flag}-hours", "1")
+    more = tuner.run("launch", "tiny.py", *more_hours, **{**env, "TINY_PAUSE_S": "0"})
     assert more.returncode == 0, more.stderr
     assert message(more.stderr) == []
     assert [row["outcome"] for row in tuner.rows("trials", "tiny")] == ["complete"] * 20
@@ -215,7 +221,8 @@ def test_a_study_that_fails_shows_its_traceback_once_though_trials_are_tried_aga
 
 
 @pytest.mark.slow
-def test_names_of_studies_are_completed(tuner_on_sqlite: Any, tiny_function: Path) -> None:
+@pytest.mark.without_tables
+def test_names_of_studies_are_completed(tuner_on_sqlite: Any) -> None:
     tuner = tuner_on_sqlite
 
     def complete(words: str) -> list[str]:
@@ -227,7 +234,7 @@ def test_names_of_studies_are_completed(tuner_on_sqlite: Any, tiny_function: Pat
         return done.stdout.split()
 
     assert complete("tuner best ") == [], "there is no storage yet"
-    assert tuner.run("worker", "tiny.py", "--trials", "1").returncode == 0
+    make_study(tuner, "tiny")
     assert complete("tuner best ti") == ["tiny"]
     assert complete("tuner compare ti") == ["tiny"]
     assert complete("tuner best x") == []

@@ -109,16 +109,24 @@ def test_the_doctor_tries_to_write(shell: Tuner, server: ObjectServer, monkeypat
         server.gate.open()
 
 
+CANNOT_BE_USED = [
+    ("foo://bucket", {}, 2, "must have a protocol of fsspec"),
+    ("s3://none/x", {}, 2, "the bucket of s3://none/x does not exist; create it first"),
+    ("s3://key:secret@bucket", {}, 2, "no user and no key: got s3://***@bucket; set $AWS_ACCESS_KEY_ID"),
+    ("s3://bucket/x", {"AWS_ACCESS_KEY_ID": "", "AWS_EC2_METADATA_DISABLED": "true"}, 2, "give credentials with"),
+]
+
+
 @pytest.mark.parametrize(
-    ("url", "changed", "status", "told"),
+    ("command", "url", "changed", "status", "told"),
     [
-        ("foo://bucket", {}, 2, "must have a protocol of fsspec"),
-        ("s3://none/x", {}, 2, "the bucket of s3://none/x does not exist; create it first"),
-        ("s3://key:secret@bucket", {}, 2, "no user and no key: got s3://***@bucket; set $AWS_ACCESS_KEY_ID"),
-        ("s3://bucket/x", {"AWS_ACCESS_KEY_ID": "", "AWS_EC2_METADATA_DISABLED": "true"}, 2, "give credentials with"),
+        *(("launch", *case) for case in CANNOT_BE_USED),
+        *(
+            pytest.param("worker", *case, marks=[] if case[0] == "s3://none/x" else pytest.mark.long)
+            for case in CANNOT_BE_USED
+        ),
     ],
 )
-@pytest.mark.parametrize("command", ["launch", "worker"])
 def test_a_store_that_cannot_be_used_is_refused_before_any_trial(
     command: str, url: str, changed: dict[str, str], status: int, told: str, shell: Tuner
 ) -> None:
@@ -129,7 +137,7 @@ def test_a_store_that_cannot_be_used_is_refused_before_any_trial(
     assert shell.run_here("studies").returncode != 0 or shell.rows("studies") == []
 
 
-@pytest.mark.parametrize("command", ["launch", "worker"])
+@pytest.mark.parametrize("command", ["launch", pytest.param("worker", marks=pytest.mark.long)])
 def test_trials_run_while_the_store_cannot_be_reached(command: str, shell: Tuner) -> None:
     away = {"AWS_ENDPOINT_URL": "http://127.0.0.1:9", "TINY_EPOCHS": "1"}
     done = shell.run(command, "tiny.py", "--artifacts", "s3://bucket/403", "--trials", "1", **away)

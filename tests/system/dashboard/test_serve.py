@@ -24,6 +24,7 @@ import pytest
 import sqlalchemy as sa
 import trustme
 from attackers import ON_TLS, PLAIN, attacked, connect, send_a_line, talk
+from command_line import Tuner
 from dashboard_server import PASSWORD, DashboardServer, make_users, serve
 from storage_tools import new_database
 
@@ -469,12 +470,17 @@ def test_users_are_made_by_commands(tmp_path: Path) -> None:
 
 def test_what_cannot_be_served_is_said_in_a_line(tmp_path: Path, storage_on_postgres: str) -> None:
     (tmp_path / "key.pem").write_text("no key")
+    here = Tuner(tmp_path, storage_on_postgres)
+    options = ("dashboard", "--port", "0")
+    real = run(tmp_path, *options, "--storage", storage_on_postgres, "--users", "none")
     for words, message in [
         (["--users", "none"], "cannot read the users file none: No such file or directory; create it with"),
         (["--tls-cert", "key.pem", "--tls-key", "key.pem"], "must be a certificate and its key in PEM: got key.pem"),
         (["--audit-log", "no/audit"], "cannot write to the file of --audit-log: no/audit: No such file"),
         (["--host", "192.0.2.1", "--users", "none", "--behind-proxy"], "cannot read the users file none"),
     ]:
-        done = run(tmp_path, "dashboard", "--port", "0", "--storage", storage_on_postgres, *words)
+        done = here.run_here(*options, *words)
         assert (done.returncode, done.stderr.count("\n")) == (2, 1), done.stderr
         assert message in done.stderr
+        if words == ["--users", "none"]:
+            assert (real.returncode, real.stderr) == (2, done.stderr)

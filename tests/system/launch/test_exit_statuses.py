@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import signal
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -40,30 +40,15 @@ def is_at_work(tuner: Any) -> bool:
         engine.dispose()
 
 
-@pytest.fixture
-def busy(tuner: Any, tmp_path: Path, wait_until: Wait) -> Iterator[Any]:
-    """A worker that has begun with a trial, and goes on with it when a file is removed."""
-    hold = tmp_path / "hold"
-    hold.touch()
-    worker = tuner.start("worker", "tiny.py", TINY_HOLD_FILE=str(hold))
-    wait_until(lambda: is_at_work(tuner))
-    yield worker
-    hold.unlink()
-    output, _ = worker.communicate(timeout=300)
-    assert worker.returncode == 0, output
-
-
 @BOTH
-def test_a_budget_that_is_used_up_is_0_also_the_second_time(tuner: Any, command: tuple[str, ...]) -> None:
+def test_a_budget_that_is_used_up_is_0_also_the_second_time_and_then_a_study_that_was_stopped(
+    tuner: Any, command: tuple[str, ...]
+) -> None:
     for _ in range(2):
         done = tuner.run(*command)
         assert done.returncode == 0, done.stderr
+        assert "is stopped" not in done.stderr
     assert [row["outcome"] for row in tuner.rows("trials", "tiny")] == ["complete"] * 2
-
-
-@BOTH
-def test_a_study_that_was_stopped_is_0(tuner: Any, command: tuple[str, ...]) -> None:
-    assert tuner.run(*command).returncode == 0
     assert tuner.run_here("stop", "tiny").returncode == 0
 
     done = tuner.run(*command, "--trials", "5")
@@ -74,44 +59,40 @@ def test_a_study_that_was_stopped_is_0(tuner: Any, command: tuple[str, ...]) -> 
 
 
 @BOTH
-@pytest.mark.parametrize("text", ["def broken(:", "study = study.no_such_name"], ids=["syntax", "import"])
-def test_a_wrong_file_is_2_and_75_while_others_run_it(
-    tuner: Any, tiny_function: Path, tmp_path: Path, wait_until: Wait, command: tuple[str, ...], text: str
+def test_a_wrong_file_is_2_and_75_while_others_run_it_as_is_a_changed_space(
+    tuner: Any, tiny_function: Path, tmp_path: Path, wait_until: Wait, command: tuple[str, ...]
 ) -> None:
     whole = tiny_function.read_text()
-    tiny_function.write_text(f"{whole}\n{text}\n")
-    alone = tuner.run(*command)
-    assert alone.returncode == 2, alone.stderr
+    wrong = [f"{whole}\n{text}\n" for text in ("def broken(:", "study = study.no_such_name")]
+    for text in wrong:
+        tiny_function.write_text(text)
+        alone = tuner.run(*command)
+        assert alone.returncode == 2, alone.stderr
+        assert "Traceback" not in alone.stderr
     tiny_function.write_text(whole)
     hold = tmp_path / "hold"
     hold.touch()
     busy = tuner.start("worker", "tiny.py", TINY_HOLD_FILE=str(hold))
     wait_until(lambda: is_at_work(tuner))
-    tiny_function.write_text(f"{whole}\n{text}\n")
 
+    for text in wrong:
+        tiny_function.write_text(text)
+        done = tuner.run(*command)
+        assert done.returncode == 75, done.stderr
+        assert done.stderr.splitlines()[-1].endswith(
+            "; other workers are running a study of this file: correct the file, then run this command again"
+        )
+        assert "Traceback" not in done.stderr
+    tiny_function.write_text(whole.replace("uniform(0.0, 1.0)", "uniform(0.0, 2.0)"))
     done = tuner.run(*command)
-
     assert done.returncode == 75, done.stderr
-    assert done.stderr.splitlines()[-1].endswith(
-        "; other workers are running a study of this file: correct the file, then run this command again"
-    )
+    assert "study 'tiny' has changed since its first launch" in done.stderr
+
     tiny_function.write_text(whole)
     hold.unlink()
     output, _ = busy.communicate(timeout=300)
     assert busy.returncode == 0, output
-    assert "Traceback" not in output + alone.stderr + done.stderr
-
-
-@BOTH
-def test_a_changed_space_is_75_while_others_run_the_file(
-    busy: Any, tuner: Any, tiny_function: Path, command: tuple[str, ...]
-) -> None:
-    tiny_function.write_text(tiny_function.read_text().replace("uniform(0.0, 1.0)", "uniform(0.0, 2.0)"))
-
-    done = tuner.run(*command)
-
-    assert done.returncode == 75, done.stderr
-    assert "study 'tiny' has changed since its first launch" in done.stderr
+    assert "Traceback" not in output
 
 
 @BOTH

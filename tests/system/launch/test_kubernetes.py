@@ -46,7 +46,7 @@ def on(tmp_path: Path) -> tuple[str, ...]:
 
 def finish(tuner: Any, url: str, tmp_path: Path) -> None:
     """Run the rest of the budget here, and check that nothing was lost or doubled."""
-    done = tuner.run("launch", "tiny.py", "--workers", "2", TINY_HOLD_FILE="")
+    done = tuner.run("worker", "tiny.py", TINY_HOLD_FILE="")
     assert done.returncode == 0, done.stderr
     check_study_after_faults(url, tmp_path / "volume", 4, epochs=EPOCHS)
 

@@ -56,7 +56,7 @@ def test_a_study_runs_resumes_and_is_queried(tuner_on_sqlite: Any, tiny_function
     }
     as_csv = list(csv.DictReader(io.StringIO(tuner.run("trials", "tiny", "--format", "csv").stdout)))
     assert [float(row["hparams.noise"]) for row in as_csv] == [row["hparams"]["noise"] for row in trials]
-    table = tuner.run("trials", "tiny").stdout.splitlines()
+    table = tuner.run_here("trials", "tiny").stdout.splitlines()
     assert table[0].split() == ["number", "outcome", "value", "seconds", "learning_rate", "noise"]
     assert len(table) == 7
 
@@ -117,7 +117,9 @@ def test_workers_get_their_gpus(tuner_on_sqlite: Any, tiny_study: Path, tmp_path
 
     for path in given.iterdir():
         path.unlink()
-    shared = tuner_on_sqlite.run("launch", "tiny.py", "--devices", "2", "--workers", "2", "--trials", "7", **env)
+    function = (Path(__file__).parents[2] / "tiny_function.py").read_text()
+    (tmp_path / "function.py").write_text(function.replace('name="tiny"', 'name="function"'))
+    shared = tuner_on_sqlite.run("launch", "function.py", "--devices", "2", "--workers", "2", **env)
     assert shared.returncode == 0, shared.stderr
     assert [note["CUDA_VISIBLE_DEVICES"] for note in notes(given)] == ["2", "2"]
     assert [note["XLA_PYTHON_CLIENT_MEM_FRACTION"] for note in notes(given)] == ["0.450", "0.450"]

@@ -114,7 +114,7 @@ def test_a_port_that_is_taken_is_told_before_any_worker_starts(tuner_on_sqlite: 
 def test_wrong_addresses_are_refused_in_one_line(
     options: tuple[str, ...], error: str, tuner_on_sqlite: Any, tiny_function: Path
 ) -> None:
-    done = tuner_on_sqlite.run("launch", "tiny.py", *options)
+    done = tuner_on_sqlite.run_here("launch", "tiny.py", *options)
     assert (done.returncode, done.stderr.splitlines()[-1]) == (2, f"tuner: {error}")
 
 

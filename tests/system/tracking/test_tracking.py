@@ -177,9 +177,10 @@ def test_a_launched_study_is_in_mlflow_with_equal_numbers(
     tuner_on_postgres: Any, tiny_study: Path, mlflow: Server
 ) -> None:
     tuner, url = tuner_on_postgres, tuner_on_postgres.env["TUNER_STORAGE"]
+    alone = ("launch", "tiny.py", "--workers", "1")
     tuner.env["TUNER_STORAGE"] = url.replace("postgres:@", "postgres:Secret-7@")  # the server asks for none
 
-    done = tuner.run(*LAUNCH, "--mlflow", mlflow.url)
+    done = tuner.run(*alone, "--mlflow", mlflow.url)
 
     assert done.returncode == 0, done.stderr
     assert "[track]" not in done.stderr
@@ -193,13 +194,13 @@ def test_a_launched_study_is_in_mlflow_with_equal_numbers(
     assert parent["tags"]["tuner.objective"] == "loss"
     assert {run["tags"]["mlflow.parentRunId"] for run in trials.values()} == {parent["run_uuid"]}
     tags = trials[0]["tags"]
-    assert re.fullmatch(r".+:\d+:[01]\.1", tags["tuner.worker"])
+    assert re.fullmatch(r".+:\d+:0\.1", tags["tuner.worker"])
     assert tags["tuner.devices"].startswith("cpu")
     assert {"tuner.versions.jax", "tuner.versions.python", "tuner.host", "tuner.file"} <= tags.keys()
     assert "postgres:***@" in parent["tags"]["tuner.storage"]
     assert "Secret-7" not in str(mlflow.runs(identity_of(url)))
 
-    more = tuner.run(*LAUNCH, "--trials", "8", MLFLOW_TRACKING_URI=mlflow.url)
+    more = tuner.run(*alone, "--trials", "8", MLFLOW_TRACKING_URI=mlflow.url)
     assert more.returncode == 0, more.stderr
     assert len(check(mlflow, url)) == 8
 
@@ -207,7 +208,7 @@ def test_a_launched_study_is_in_mlflow_with_equal_numbers(
 @pytest.mark.slow
 @pytest.mark.parametrize("how", [pytest.param(signal.SIGKILL, marks=pytest.mark.long), signal.SIGSTOP])
 def test_a_server_that_is_away_or_stands_still_is_caught_up(
-    tuner_on_postgres: Any, tiny_study: Path, mlflow: Server, wait_until: Callable[..., Any], how: signal.Signals
+    tuner_on_postgres: Any, tiny_function: Path, mlflow: Server, wait_until: Callable[..., Any], how: signal.Signals
 ) -> None:
     tuner, url = tuner_on_postgres, tuner_on_postgres.env["TUNER_STORAGE"]
     launched = tuner.start(
@@ -249,14 +250,14 @@ def test_a_server_that_is_away_or_stands_still_is_caught_up(
 
 @pytest.mark.slow
 def test_a_launch_with_a_server_that_is_never_there_says_so_and_is_fine(
-    tuner_on_sqlite: Any, tiny_study: Path, mlflow: Server
+    tuner_on_sqlite: Any, tiny_function: Path, mlflow: Server
 ) -> None:
     tuner = tuner_on_sqlite
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         gone = f"http://me:secret%40@127.0.0.1:{free.getsockname()[1]}"
 
-        done = tuner.run(*LAUNCH, MLFLOW_TRACKING_URI=gone, TINY_TRIALS="2")
+        done = tuner.run("launch", "tiny.py", "--workers", "1", MLFLOW_TRACKING_URI=gone, TINY_TRIALS="2")
 
     assert done.returncode == 0, done.stderr
     assert done.stderr.count("trials continue; missing data is sent when the tracker answers") == 1
@@ -291,7 +292,7 @@ def test_a_launcher_hears_of_each_thing_that_a_tracker_takes(
 
 @pytest.mark.slow
 def test_a_mirror_ends_with_its_launcher_however_it_ends(
-    tuner_on_sqlite: Any, tiny_study: Path, tmp_path: Path, wait_until: Callable[..., Any]
+    tuner_on_sqlite: Any, tiny_function: Path, tmp_path: Path, wait_until: Callable[..., Any]
 ) -> None:
     tuner, marker = tuner_on_sqlite, f"--tensorboard={tmp_path / 'tb'}"
     launched = tuner.start(*LAUNCH, "--tensorboard", "tb", TINY_PAUSE_S="1", TINY_EPOCHS="50")
@@ -328,7 +329,7 @@ def test_every_kind_of_trial_and_odd_names(tuner_on_postgres: Any, mlflow: Serve
         fill(db)
         name = db.name
 
-    done = tuner.run("track", name, "--once", "--mlflow", mlflow.url)
+    done = tuner.run_here("track", name, "--once", "--mlflow", mlflow.url)
 
     assert done.returncode == 0, done.stderr
     found = mlflow.trials(identity_of(url, name))
@@ -364,7 +365,7 @@ def test_several_objectives_and_a_study_without_trials(tuner_on_postgres: Any, m
     storage.close()
 
     for name in ("pair", "none"):
-        done = tuner.run("track", name, "--once", "--mlflow", mlflow.url)
+        done = tuner.run_here("track", name, "--once", "--mlflow", mlflow.url)
         assert done.returncode == 0, done.stderr
 
     (parent,) = mlflow.runs(identity_of(url, "none")).values()
@@ -562,7 +563,7 @@ def test_wrong_trackers_are_refused_in_one_line(tuner_on_sqlite: Any, tmp_path: 
     (tmp_path / "file").touch()
     with study_database(sqlite_url):
         pass
-    none = tuner_on_sqlite.run("track", "tiny")
+    none = tuner_on_sqlite.run_here("track", "tiny")
     assert none.returncode == 2
     assert none.stderr.startswith("tuner: no tracker given: pass --mlflow URI")
     unknown = tuner_on_sqlite.run("track", "tony", "--tensorboard", "tb")
@@ -675,8 +676,9 @@ def test_what_cannot_be_registered_is_refused_in_one_line(
         ("register", name, "--mlflow", "http://127.0.0.1:1"): "trial 0 of study",
         ("register", "empty", "--mlflow", "http://127.0.0.1:1"): "study 'empty' has no complete trial",
     }
-    for words, message in cases.items():
-        done = tuner_on_sqlite.run(*words)
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    for at, (words, message) in enumerate(cases.items()):
+        done = tuner_on_sqlite.run(*words) if at == 0 else tuner_on_sqlite.run_here(*words)
         assert (done.returncode, done.stdout) == (2, "")
         assert done.stderr.startswith(f"tuner: {message}"), done.stderr
         assert len(done.stderr.splitlines()) == 1
