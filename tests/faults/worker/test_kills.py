@@ -600,9 +600,9 @@ def test_a_worker_that_waits_for_its_database_ends_soon(
 
 @pytest.mark.slow
 def test_epochs_of_a_time_without_database_are_told_by_the_worker_that_goes_on(
-    faulty_on_postgres: Faulty, postgres_server: str
+    faulty_function_on_postgres: Faulty, postgres_server: str
 ) -> None:
-    faulty = faulty_on_postgres
+    faulty = faulty_function_on_postgres
     worker = faulty.worker(TINY_TRIALS="1", TINY_PAUSE_S="0.5", TINY_LEASE_S="2")
     read_until(worker, "trial 0, epoch 1")
     allow_connections(postgres_server, faulty.url, False)
