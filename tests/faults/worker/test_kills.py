@@ -44,8 +44,8 @@ class Faulty:
     def worker(self, **env: str) -> subprocess.Popen[str]:
         return self.tuner.start("worker", "tiny.py", **env)
 
-    def launch(self, *words: str, workers: int = 2, **env: str) -> subprocess.Popen[str]:
-        return self.tuner.start("launch", "tiny.py", "--workers", str(workers), *words, **env)
+    def launch(self, workers: int = 2, /, **env: str) -> subprocess.Popen[str]:
+        return self.tuner.start("launch", "tiny.py", "--workers", str(workers), **env)
 
     def finish(self, budget: int) -> None:
         """Run what is left of the budget."""
@@ -161,7 +161,7 @@ def test_a_worker_killed_anywhere_is_replaced_and_nothing_is_lost_or_doubled(
     place: str, workers: int, endings: list[str], left_behind: int, faulty: Faulty, quiet: dict[int, Any]
 ) -> None:
     trials = 2 * workers + 1
-    launcher = faulty.launch(workers=workers, TINY_FAULT=f"SIGKILL {place}", TINY_TRIALS=str(trials))
+    launcher = faulty.launch(workers, TINY_FAULT=f"SIGKILL {place}", TINY_TRIALS=str(trials))
 
     assert ended(launcher) == 0, said(launcher)
 
