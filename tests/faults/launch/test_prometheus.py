@@ -29,8 +29,9 @@ def plant(tuner: Any, tiny_function: Path) -> None:
     tiny_function.write_text(tiny_function.read_text() + _PLANT)
 
 
-def start(tuner: Any, *words: str, **env: str) -> Any:
-    return tuner.start("launch", "tiny.py", "--workers", "2", "--trials", "7", "--metrics-port", "0", *words, **env)
+def start(tuner: Any, workers: int = 2, trials: int = 7, **env: str) -> Any:
+    many = ("--workers", str(workers), "--trials", str(trials))
+    return tuner.start("launch", "tiny.py", *many, "--metrics-port", "0", **env)
 
 
 class Scrapes:
@@ -86,16 +87,16 @@ def test_a_trial_that_kills_its_workers_counts_as_failed_once(
 ) -> None:
     url = tuner_on_sqlite.env["TUNER_STORAGE"]
     with held_trial(tiny_function, url) as give_back:
-        launcher = start(tuner_on_sqlite, TINY_MODE="kill")
+        launcher = start(tuner_on_sqlite, workers=1, trials=3, TINY_MODE="kill")
         scrapes = Scrapes(address_of(launcher))
 
-        wait_until(lambda: scrapes.next().sum("tuner_trials_total", "complete") == 6)
+        wait_until(lambda: scrapes.next().sum("tuner_trials_total", "complete") == 2)
 
         last = scrapes.next()
-        assert last.sum("tuner_trials_total") == 7
+        assert last.sum("tuner_trials_total") == 3
         assert last.sum("tuner_trials_total", "failed") == 1
         assert last.sum("tuner_worker_deaths_total") == 3
-        assert Counter(row.outcome for row in rows_of(url)) == Counter(complete=6, failed=1, running=1)
+        assert Counter(row.outcome for row in rows_of(url)) == Counter(complete=2, failed=1, running=1)
         give_back()
         output, _ = launcher.communicate(timeout=300)
     assert launcher.returncode == 0, output
@@ -143,9 +144,7 @@ def test_time_in_which_a_worker_waits_for_a_lock_is_time_in_the_database(
             return connection.execute(waiting).scalar_one() > 0
 
     with held_trial(tiny_function, url) as give_back:
-        launcher = tuner_on_postgres.start(
-            *("launch", "tiny.py", "--workers", "1", "--trials", "4", "--metrics-port", "0"), TINY_PAUSE_S="0.1"
-        )
+        launcher = start(tuner_on_postgres, workers=1, trials=4, TINY_PAUSE_S="0.1")
         scrapes = Scrapes(address_of(launcher))
         wait_until(lambda: scrapes.next().sum("tuner_trials_total") >= 1)
         with engine.connect() as connection, connection.begin():

@@ -172,6 +172,7 @@ def test_ctrl_c_gives_trials_back_and_a_lost_worker_comes_back(tuner: Any, url: 
     assert not any(is_running(process) for process, _, _ in notes(tuner).values())
 
 
+@pytest.mark.long
 def test_a_study_that_fails_ends_the_launch_with_its_error(tuner: Any, on: Any) -> None:
     settings(tuner, TINY_MODE="bug")
     done = tuner.run(*on, "1")

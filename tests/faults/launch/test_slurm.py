@@ -58,7 +58,7 @@ def logs(tuner: Any) -> str:
 
 def finish(tuner: Any, url: str) -> None:
     """Run the rest of the budget, and check that nothing was lost or doubled."""
-    done = tuner.run("launch", "tiny.py", "--workers", "2", TINY_HOLD_FILE="")
+    done = tuner.run("worker", "tiny.py", TINY_HOLD_FILE="")
     assert done.returncode == 0, done.stderr
     check_study_after_faults(url, tuner.folder / "tuner-artifacts", 4, epochs=10)
 
@@ -136,6 +136,7 @@ def test_workers_at_the_time_limit_come_back(
     tuner.env["TINY_TRIALS"] = "1"
     launch = tuner.start("launch", "tiny.py", "--on", "slurm", "--workers", "1", "--option", "time=2")
     wait_until(are_at_work(url, 1))
+    wait_until(lambda: "back to the queue" in logs(tuner))  # in two minutes
     wait_until(lambda: endings_of(url)[0] == ["preempted", None])
     hold.unlink()
 
@@ -219,16 +220,16 @@ def test_logs_of_workers_and_trials(tuner: Any, url: str, slurm: SlurmCluster) -
     assert done.returncode == 0, done.stderr
 
     every = tuner.run("logs", "tiny").stdout.splitlines()
-    third = tuner.run("logs", "tiny", "--trial", "2").stdout.splitlines()
+    third = tuner.run_here("logs", "tiny", "--trial", "2").stdout.splitlines()
     worker = attempts_of(url)[2][0].worker
-    of_worker = tuner.run("logs", "tiny", "--worker", worker).stdout.splitlines()
+    of_worker = tuner.run_here("logs", "tiny", "--worker", worker).stdout.splitlines()
 
     assert {int(line.split("trial ")[1][0]) for line in every if ": trial " in line} == {0, 1, 2, 3}
     assert [line.partition("epoch ")[2][0] for line in third if "epoch" in line] == ["1", "2", "3"]
     assert set(re.findall(r"trial (\d+)", "\n".join(third))) == {"2"}
     assert set(third) <= set(of_worker)
     for words, status in ((["--trial", "9"], 2), (["--worker", "none"], 2)):
-        wrong = tuner.run("logs", "tiny", *words)
+        wrong = tuner.run_here("logs", "tiny", *words)
         assert (wrong.returncode, wrong.stdout) == (status, "")
         assert len(wrong.stderr.splitlines()) == 1, wrong.stderr
 

@@ -73,7 +73,18 @@ def check_near(url: str, alone: dict[int, Any]) -> None:
             assert json.loads(mine) == pytest.approx(json.loads(theirs), rel=NEAR), f"trial {number}"
 
 
-@pytest.mark.parametrize(("ranks", "loop"), [(2, "auto"), pytest.param(4, "step", marks=pytest.mark.long)])
+def check_devices(url: str, ranks: int, groups: int) -> None:
+    """Check what is stored of the devices of groups."""
+    assert set(table(url, attempts.c.devices)) == {(ranks,)}, "device hours count all devices"
+    stored = table(url, workers.c.devices, workers.c.about)
+    assert len(stored) == groups
+    for devices, about in stored:
+        assert devices == f"{ranks} devices of {ranks} hosts"
+        assert len(json.loads(about)["hosts"]) == ranks
+
+
+@pytest.mark.long
+@pytest.mark.parametrize(("ranks", "loop"), [(2, "auto"), (4, "step")])
 def test_a_group_has_the_numbers_of_one_process(tuner: Tuner, alone: dict[int, Any], ranks: int, loop: str) -> None:
     url = tuner.env["TUNER_STORAGE"]
 
@@ -83,10 +94,7 @@ def test_a_group_has_the_numbers_of_one_process(tuner: Tuner, alone: dict[int, A
     assert "Traceback" not in text
     check_near(url, alone)
     check_study_after_faults(url, tuner.folder / "tuner-artifacts", TRIALS, epochs=EPOCHS)
-    assert set(table(url, attempts.c.devices)) == {(ranks,)}, "device hours count all devices"
-    ((devices, about),) = table(url, workers.c.devices, workers.c.about)
-    assert devices == f"{ranks} devices of {ranks} hosts"
-    assert len(json.loads(about)["hosts"]) == ranks
+    check_devices(url, ranks, groups=1)
 
 
 def steps_of(path: Path, trial: int) -> int:
@@ -94,14 +102,21 @@ def steps_of(path: Path, trial: int) -> int:
     return 0 if not path.exists() else sum(line.split()[1] == str(trial) for line in path.read_text().splitlines())
 
 
-@pytest.mark.parametrize("killed", [pytest.param(0, marks=pytest.mark.long), 1])
+@pytest.mark.parametrize(
+    ("killed", "loop"), [*(pytest.param(rank, "step", marks=pytest.mark.long) for rank in (0, 1)), (1, "auto")]
+)
 def test_a_killed_rank_ends_the_group_and_another_one_finishes_its_trial(
-    tuner: Tuner, alone: dict[int, Any], wait_until: Wait, tmp_path: Path, killed: int
+    tuner: Tuner, alone: dict[int, Any], wait_until: Wait, tmp_path: Path, killed: int, loop: str
 ) -> None:
+    """The first trial is of an undisturbed group, and has the numbers of one process as well."""
     url, notes = tuner.env["TUNER_STORAGE"], tmp_path / "steps"
-    slow = {"TINY_STEPS_FILE": str(notes), "TINY_STEP_S": "0.5", "TINY_SAVE_S": "0"}
+    tuner.env["TINY_LOOP"] = loop
+    slow = {"TINY_STEPS_FILE": str(notes), "TINY_STEP_S": {"step": "0.5", "auto": "3"}[loop], "TINY_SAVE_S": "0"}
     group = start_group(tuner, 2, **slow)
-    wait_until(lambda: steps_of(notes, 1) >= 5)  # in the first or second of the three steps of an epoch
+    if loop == "step":
+        wait_until(lambda: steps_of(notes, 1) >= 5)  # in the first or second of the three steps of an epoch
+    else:  # with a checkpoint, however many steps a program has
+        wait_until(lambda: steps_of(notes, 1) >= 3 and list(tmp_path.glob("tuner-artifacts/*/1/latest/*")))
 
     group[killed].send_signal(signal.SIGKILL)
     statuses, text = ends(group)
@@ -113,11 +128,13 @@ def test_a_killed_rank_ends_the_group_and_another_one_finishes_its_trial(
     assert ending == (["died"] if killed == 1 else [None]), "given back at once, or at the end of the lease"
     again, more = ends(start_group(tuner, 2, TINY_STEPS_FILE=str(tmp_path / "more")))
     assert again == [0, 0], more
+    assert "Traceback" not in more
     check_near(url, alone)
     check_study_after_faults(url, tuner.folder / "tuner-artifacts", TRIALS, epochs=EPOCHS)
     assert endings_of(url) == {0: ["complete"], 1: ["died", "complete"]}
+    check_devices(url, 2, groups=2)
     first = int((tmp_path / "more").read_text().splitlines()[0].split()[2])
-    assert first > 1, "it resumed from the checkpoint"
+    assert first > int(notes.read_text().splitlines()[0].split()[2]), "it resumed from the checkpoint"
 
 
 @pytest.mark.long

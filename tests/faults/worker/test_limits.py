@@ -15,6 +15,7 @@ from typing import Any
 import optuna
 import pytest
 from after_faults import attempts_of, endings_of, processes_of, table
+from command_line import Tuner
 
 from tuner.storage.sql.tables import leases, records
 
@@ -94,11 +95,16 @@ def test_a_signal_to_the_launch_ends_a_worker_whose_trial_never_checks(limited: 
 
 
 @pytest.mark.parametrize(
-    ("place", "appended"),
-    [("data in_c", "study = dataclasses.replace(study, data=limited.data)"), ("import in_c", "")],
+    ("place", "file", "appended"),
+    [
+        ("data in_c", "tiny_study.py", "study = dataclasses.replace(study, data=limited.data)"),
+        ("import in_c", "tiny_function.py", ""),
+    ],
+    ids=["data", "import"],
 )
-def test_a_signal_ends_a_worker_that_loads_its_study(limited: Any, tiny_study: Path, place: str, appended: str) -> None:
-    tiny_study.write_text(f"{tiny_study.read_text()}\nimport dataclasses\nimport limited\n{appended}\n")
+def test_a_signal_ends_a_worker_that_loads_its_study(limited: Any, place: str, file: str, appended: str) -> None:
+    text = (TESTS / file).read_text()
+    (limited.folder / "tiny.py").write_text(f"{text}\nimport dataclasses\nimport limited\n{appended}\n")
     worker = limited.start("worker", "tiny.py", HANGS=place)
     wait_for_block(limited, worker)
     worker.send_signal(signal.SIGTERM)
@@ -151,7 +157,7 @@ def check_timed_out(tuner: Any, name: str, numbers: list[int]) -> None:
         assert trial.user_attrs["outcome"] == "timed_out"
 
 
-@pytest.mark.parametrize("name", ["generator", "asking", "optuna", "command"])
+@pytest.mark.parametrize("name", ["generator", pytest.param("asking", marks=pytest.mark.long), "optuna", "command"])
 def test_a_trial_that_takes_too_long_times_out(limited: Any, name: str) -> None:
     done = limited.run("worker", f"limited.py:{name}", "--trial-minutes", SHORT)
 
@@ -181,23 +187,32 @@ def test_a_trial_that_takes_too_long_and_never_checks_ends_with_its_worker(limit
     check_timed_out(limited, "hanging", [0])
 
 
-def test_a_trial_that_goes_on_from_a_checkpoint_has_the_rest_of_its_time(limited: Any) -> None:
-    (limited.folder / "resumed.py").write_text(RESUMED)
-    first = limited.run("worker", "resumed.py", "--trial-minutes", "10", FIRST="1")
+@pytest.fixture(scope="module")
+def given_back(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a study whose only trial was given back after an hour, and has a checkpoint."""
+    folder = tmp_path_factory.mktemp("resumed")
+    (folder / "resumed.py").write_text(RESUMED)
+    first = Tuner(folder, f"sqlite:///{folder / 'study.db'}").run("worker", *LONG, FIRST="1")
     assert first.returncode == 130, first.stderr
-    with sqlite3.connect(limited.folder / "study.db") as database:  # it took an hour
+    with sqlite3.connect(folder / "study.db") as database:
         database.execute("UPDATE tuner_attempts SET started_at_s = ended_at_s - 3600")
-    assert limited.run("worker", "resumed.py", "--trial-minutes", "10", RESTORES="1").returncode == 0
-    assert endings_of(url_of(limited)) == {0: ["preempted", "timed_out"]}
+    return folder
 
 
-def test_a_trial_that_starts_again_has_all_its_time(limited: Any) -> None:
-    (limited.folder / "resumed.py").write_text(RESUMED)
-    assert limited.run("worker", "resumed.py", "--trial-minutes", "10", FIRST="1").returncode == 130
-    with sqlite3.connect(limited.folder / "study.db") as database:
-        database.execute("UPDATE tuner_attempts SET started_at_s = ended_at_s - 3600")
-    assert limited.run("worker", "resumed.py", "--trial-minutes", "10").returncode == 0
-    assert endings_of(url_of(limited)) == {0: ["preempted", "complete"]}
+LONG = ("resumed.py", "--trial-minutes", "10")
+
+
+@pytest.mark.parametrize(
+    ("env", "ending"),
+    [({"RESTORES": "1"}, "timed_out"), ({}, "complete")],
+    ids=["the rest if it goes on from a checkpoint", "all if it starts again"],
+)
+def test_a_trial_that_was_given_back_has_the_rest_or_all_of_its_time(
+    given_back: Path, tuner_on_sqlite: Any, env: dict[str, str], ending: str
+) -> None:
+    shutil.copytree(given_back, tuner_on_sqlite.folder, dirs_exist_ok=True)
+    assert tuner_on_sqlite.run("worker", *LONG, **env).returncode == 0
+    assert endings_of(url_of(tuner_on_sqlite)) == {0: ["preempted", ending]}
 
 
 RESUMED = """

@@ -91,7 +91,7 @@ def quiet(folder: Path, file: str, trials: int) -> Tuner:
     folder.mkdir()
     (folder / "tiny.py").write_text((TESTS / file).read_text())
     tuner = Tuner(folder, f"sqlite:///{folder / 'quiet.db'}")
-    done = tuner.run("worker", "tiny.py", **STEPS, TINY_TRIALS=str(trials))
+    done = tuner.run("worker", "tiny.py", **{**STEPS, "TINY_SAVE_S": "60"}, TINY_TRIALS=str(trials))
     assert done.returncode == 0, done.stderr
     return tuner
 
