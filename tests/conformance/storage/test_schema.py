@@ -244,6 +244,7 @@ def test_an_upgrade_that_fails_is_one_line(storage_url: str) -> None:
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.without_tables
 @pytest.mark.slow
 def test_the_command_says_what_it_did(tuner_on_sqlite: Tuner, sqlite_url: str) -> None:
     restore(sqlite_url, "3.1.1")
