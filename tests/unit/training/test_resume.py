@@ -7,6 +7,7 @@ import math
 import os
 import subprocess
 import sys
+import threading
 from collections.abc import Callable
 from functools import cache, partial
 from pathlib import Path
@@ -376,6 +377,25 @@ def test_the_best_is_written_however_a_training_ends(end: str, tmp_path: Path) -
     found = load_from_checkpoint(tmp_path, trainer=trainer)
     assert found.record["best"]["epoch"] == training.best.epoch
     assert_bit_equal(found.state.params, training.best.state.params)
+
+
+@pytest.mark.parametrize("is_closed", [False, True])
+def test_an_abandoned_training_does_not_wait_for_its_checkpoints_in_another_thread(
+    is_closed: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The garbage collector may close it in the thread that the writing waits for."""
+    waiting: list[threading.Thread] = []
+    monkeypatch.setattr(Checkpoints, "wait", lambda self: waiting.append(threading.current_thread()))
+    checkpoints = often(tmp_path)
+    training = Training(MLP_STEP, HPARAMS, SPLITS, epochs=EPOCHS, seed=7, checkpoints=checkpoints)
+    next(training)
+    waiting.clear()
+    generator: Any = training._generator  # pyright: ignore[reportPrivateUsage]
+    thread = threading.Thread(target=training.close if is_closed else generator.close)
+    thread.start()
+    thread.join()
+    assert waiting == [thread] * is_closed
+    assert generator.gi_frame is None, "it has ended"
 
 
 class Pruning(Trainer):

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import threading
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -182,15 +183,18 @@ class Training(Generator[Report, None, TrainState]):
         # The current or next epoch, and the number of its steps that are done.
         self._epoch, self._position = 1, 0
         self._has_begun = self._is_stopping = self._must_save = False
+        self._thread = threading.get_ident()
         self._generator = with_progress(self._run(), epochs) if progress else self._run()
 
     def send(self, value: None) -> Report:
         """Train until the next report, like `next`."""
+        self._thread = threading.get_ident()
         with explained(), unjitted() if self._debug else contextlib.nullcontext():
             return self._generator.send(value)
 
     def throw(self, *error: Any) -> Report:
         """End the training with an error; use `close` to end it cleanly."""
+        self._thread = threading.get_ident()
         return self._generator.throw(*error)
 
     @property
@@ -267,9 +271,13 @@ class Training(Generator[Report, None, TrainState]):
         return self.state
 
     def _leave(self) -> None:
-        """Finish writing checkpoints when the iteration ends, for whatever reason."""
+        """Finish writing checkpoints when the iteration ends, for whatever reason.
+
+        Python closes an abandoned iteration in the thread that happens to collect garbage. If that is a thread of the
+        writer, the writer would wait for it and it for the writer.
+        """
         self._execution.close()
-        if self.checkpoints is not None:
+        if self.checkpoints is not None and self._thread == threading.get_ident():
             self.checkpoints.wait()
             if self.checkpoints.writes_best and not self._is_stopping:
                 self.checkpoints.write_best()
