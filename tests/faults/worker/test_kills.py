@@ -7,13 +7,14 @@ import signal
 import subprocess
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import sqlalchemy
 from after_faults import attempts_of, check_study_after_faults, endings_of, results, table
+from command_line import Tuner
 
 from tuner.storage.sql.tables import budgets, leases, trial_intermediate_values, trials, workers
 from tuner.trial import Outcome
@@ -28,12 +29,12 @@ study = tiny_faults.plant(study, Path(__file__).parent)
 
 
 class Faulty:
-    """The tiny study with the faults of `tiny_faults`, under the real command line."""
+    """A tiny study, a trainer or a function, with the faults of `tiny_faults`, under the real command line."""
 
-    def __init__(self, tuner: Any, tiny_study: Path) -> None:
-        self.tuner, self.folder, self.url = tuner, tiny_study.parent, tuner.env["TUNER_STORAGE"]
-        self.artifacts = self.folder / "tuner-artifacts"
-        tiny_study.write_text(tiny_study.read_text() + _PLANT)
+    def __init__(self, tuner: Any, file: Path) -> None:
+        self.tuner, self.folder, self.url = tuner, file.parent, tuner.env["TUNER_STORAGE"]
+        self.artifacts, self.said = self.folder / "tuner-artifacts", ""
+        file.write_text(file.read_text() + _PLANT)
         # `ended` aborts a process that hangs, which then prints what its threads were doing.
         tuner.env |= {"PYTHONFAULTHANDLER": "1", **STEPS}
 
@@ -43,8 +44,8 @@ class Faulty:
     def worker(self, **env: str) -> subprocess.Popen[str]:
         return self.tuner.start("worker", "tiny.py", **env)
 
-    def launch(self, *words: str, **env: str) -> subprocess.Popen[str]:
-        return self.tuner.start("launch", "tiny.py", "--workers", "2", *words, **env)
+    def launch(self, workers: int = 2, /, **env: str) -> subprocess.Popen[str]:
+        return self.tuner.start("launch", "tiny.py", "--workers", str(workers), **env)
 
     def finish(self, budget: int) -> None:
         """Run what is left of the budget."""
@@ -82,17 +83,38 @@ def faulty_on_postgres(tuner_on_postgres: Any, tiny_study: Path) -> Faulty:
     return Faulty(tuner_on_postgres, tiny_study)
 
 
-@pytest.fixture(scope="module")
-def quiet(tmp_path_factory: pytest.TempPathFactory) -> dict[int, Any]:
-    """What trials come to if nothing goes wrong."""
-    from command_line import Tuner
+@pytest.fixture
+def faulty_function(tuner_on_sqlite: Any, tiny_function: Path) -> Faulty:
+    return Faulty(tuner_on_sqlite, tiny_function)
 
-    folder = tmp_path_factory.mktemp("quiet")
-    (folder / "tiny.py").write_text((TESTS / "tiny_study.py").read_text())
-    tuner = Tuner(folder, f"sqlite:///{folder / 'quiet.db'}")
+
+@pytest.fixture
+def faulty_function_on_postgres(tuner_on_postgres: Any, tiny_function: Path) -> Faulty:
+    return Faulty(tuner_on_postgres, tiny_function)
+
+
+def new_tuner(folder: Path, file: str) -> Tuner:
+    (folder / "tiny.py").write_text((TESTS / file).read_text())
+    return Tuner(folder, f"sqlite:///{folder / 'study.db'}")
+
+
+def run_quietly(folder: Path, file: str) -> dict[int, Any]:
+    tuner = new_tuner(folder, file)
     done = tuner.run("worker", "tiny.py", TINY_TRIALS="8", TINY_LOOP="step")
     assert done.returncode == 0, done.stderr
     return results(tuner.env["TUNER_STORAGE"])
+
+
+@pytest.fixture(scope="module")
+def quiet(tmp_path_factory: pytest.TempPathFactory) -> dict[int, Any]:
+    """What trials come to if nothing goes wrong."""
+    return run_quietly(tmp_path_factory.mktemp("quiet"), "tiny_study.py")
+
+
+@pytest.fixture(scope="module")
+def quiet_function(tmp_path_factory: pytest.TempPathFactory) -> dict[int, Any]:
+    """What trials of the function come to if nothing goes wrong."""
+    return run_quietly(tmp_path_factory.mktemp("quiet"), "tiny_function.py")
 
 
 def ended(process: subprocess.Popen[str], timeout_s: float = 300) -> int:
@@ -125,28 +147,29 @@ def check_same(found: dict[int, Any], quiet: dict[int, Any], trials: int) -> Non
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("place", "endings", "left_behind"),
+    ("place", "workers", "endings", "left_behind"),
     [
-        pytest.param("after_claim 2", ["died", "complete"], 0, marks=pytest.mark.long),
-        pytest.param("after_report 2", ["died", "complete"], 0, marks=pytest.mark.long),
-        ("in_save 2", ["died", "complete"], 0),
-        pytest.param("before_tell 2", ["died", "complete"], 0, marks=pytest.mark.long),
-        pytest.param("after_tell 2", ["complete"], 1, marks=pytest.mark.long),
+        pytest.param("after_claim 2", 2, ["died", "complete"], 0, marks=pytest.mark.long),
+        pytest.param("after_report 2", 2, ["died", "complete"], 0, marks=pytest.mark.long),
+        ("in_save 2", 1, ["died", "complete"], 0),
+        pytest.param("before_tell 2", 2, ["died", "complete"], 0, marks=pytest.mark.long),
+        pytest.param("after_tell 2", 2, ["complete"], 1, marks=pytest.mark.long),
     ],
     ids=lambda value: value.split()[0] if isinstance(value, str) else None,
 )
 def test_a_worker_killed_anywhere_is_replaced_and_nothing_is_lost_or_doubled(
-    place: str, endings: list[str], left_behind: int, faulty: Faulty, quiet: dict[int, Any]
+    place: str, workers: int, endings: list[str], left_behind: int, faulty: Faulty, quiet: dict[int, Any]
 ) -> None:
-    launcher = faulty.launch(TINY_FAULT=f"SIGKILL {place}", TINY_TRIALS="5")
+    trials = 2 * workers + 1
+    launcher = faulty.launch(workers, TINY_FAULT=f"SIGKILL {place}", TINY_TRIALS=str(trials))
 
     assert ended(launcher) == 0, said(launcher)
 
     assert said(launcher).count("died (killed by SIGKILL)") == 1
-    check_study_after_faults(faulty.url, faulty.artifacts, 5, left_behind=left_behind)
+    check_study_after_faults(faulty.url, faulty.artifacts, trials, left_behind=left_behind)
     found = sorted(endings_of(faulty.url).values(), key=len)
-    assert found == [["complete"]] * 4 + [endings]
-    check_same(results(faulty.url), quiet, 5)
+    assert found == [["complete"]] * (trials - 1) + [endings]
+    check_same(results(faulty.url), quiet, trials)
 
 
 @pytest.mark.slow
@@ -156,8 +179,9 @@ def test_a_worker_killed_anywhere_is_replaced_and_nothing_is_lost_or_doubled(
     ids=lambda place: place.split()[0],
 )
 def test_without_a_launcher_a_dead_workers_trial_is_free_when_its_lease_ends(
-    place: str, faulty: Faulty, quiet: dict[int, Any]
+    place: str, faulty_function: Faulty, quiet_function: dict[int, Any]
 ) -> None:
+    faulty = faulty_function
     env = {"TINY_FAULT": f"SIGKILL {place}", "TINY_LEASE_S": "4", "TINY_TRIALS": "5", "TINY_PAUSE_S": "0.05"}
     both = [faulty.worker(**env) for _ in range(2)]
 
@@ -168,7 +192,7 @@ def test_without_a_launcher_a_dead_workers_trial_is_free_when_its_lease_ends(
     assert [attempt.ending for attempt in taken] == ["died", "complete"]
     assert taken[0].worker != taken[1].worker
     assert taken[0].ended_at_s - taken[0].started_at_s >= 3.9, "its lease was waited for"
-    check_same(results(faulty.url), quiet, 5)
+    check_same(results(faulty.url), quiet_function, 5)
 
 
 # Stopped for longer than the lease.
@@ -180,18 +204,19 @@ def state_of(pid: int) -> str:
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("place", "meanwhile"),
+    ("place", "meanwhile", "study"),
     [
-        ("before_report 5", "taken"),
-        pytest.param("before_tell 2", "taken", marks=pytest.mark.long),
-        pytest.param("before_best 2", "ended", marks=pytest.mark.long),
-        pytest.param("in_save 4", "ended", marks=pytest.mark.long),
+        ("before_report 5", "taken", "function"),
+        pytest.param("before_tell 2", "taken", "trainer", marks=pytest.mark.long),
+        pytest.param("before_best 2", "ended", "trainer", marks=pytest.mark.long),
+        pytest.param("in_save 4", "ended", "trainer", marks=pytest.mark.long),
     ],
 )
 def test_a_worker_that_slept_through_its_lease_drops_the_trial_quietly_and_goes_on(
-    place: str, meanwhile: str, faulty_on_postgres: Faulty, wait_until: Callable[..., Any], quiet: dict[int, Any]
+    place: str, meanwhile: str, study: str, request: pytest.FixtureRequest, wait_until: Callable[..., Any]
 ) -> None:
-    faulty = faulty_on_postgres
+    names = {"function": ("faulty_function_on_postgres", "quiet_function"), "trainer": ("faulty_on_postgres", "quiet")}
+    faulty, quiet = map(request.getfixturevalue, names[study])
     env = {"TINY_LEASE_S": "1.5", "TINY_TRIALS": "8", "TINY_JUDGED": "1"}
     first = faulty.worker(TINY_FAULT=f"SIGSTOP {place}", TUNER_WORKER="sleeper", **env)
     second = faulty.worker(TUNER_WORKER="other", TINY_PAUSE_S="0.3", **env)
@@ -251,13 +276,13 @@ def test_a_full_disk_costs_checkpoints_only_and_a_line_for_each_trial(
     free_bytes = 0 if noticed == "before" else 2**13  # the beginning of a checkpoint fits
     ballast.write_bytes(bytes(2**20 - free_bytes - 2**12))
     env = {"TINY_TRIALS": "5"} | ({} if noticed == "before" else {"TINY_SPACE": "unknown"})
-    launcher = faulty.launch("--artifacts", str(small_disk), **env)
+    worker = faulty.start("worker", "tiny.py", "--artifacts", str(small_disk), **env)
 
-    assert ended(launcher) == 0, said(launcher)
+    assert ended(worker) == 0, said(worker)
 
-    assert "Traceback" not in said(launcher)
-    told = [line for line in said(launcher).splitlines() if "checkpoint" in line or "rror" in line]
-    heads = [line.partition("] ")[2].partition("Error")[0] for line in told]
+    assert "Traceback" not in said(worker)
+    told = [line for line in said(worker).splitlines() if "checkpoint" in line or "rror" in line]
+    heads = [line.partition("Error")[0] for line in told]
     whose = Counter(head.partition("cannot write a checkpoint to ")[2].partition(": ")[0] for head in heads)
     (folder,) = {Path(name).parents[1] for name in whose}
     assert folder.parent == small_disk
@@ -270,17 +295,27 @@ def test_a_full_disk_costs_checkpoints_only_and_a_line_for_each_trial(
     check_same(results(faulty.url), quiet, 5)
 
 
-@pytest.mark.slow
-def test_a_checkpoint_whose_write_never_ends_costs_that_checkpoint_only(faulty: Faulty, quiet: dict[int, Any]) -> None:
-    worker = faulty.worker(TINY_TRIALS="5", TINY_STALLS="2")
-
+@pytest.fixture(scope="module")
+def after_failures(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Faulty]:
+    """What a worker leaves with whom the second write of a checkpoint never ended, and trials 1, 2 and 4 failed."""
+    folder = tmp_path_factory.mktemp("failures")
+    faulty = Faulty(new_tuner(folder, "tiny_study.py"), folder / "tiny.py")
+    worker = faulty.worker(TINY_TRIALS="5", TINY_STALLS="2", TINY_FAILS="1:99 2:1 4:2", TINY_RETRIES="2")
     assert ended(worker) == 0, said(worker)
+    faulty.said = said(worker)
+    yield faulty
+    faulty.tuner.end()
 
-    assert "Traceback" not in said(worker)
-    (told,) = [line for line in said(worker).splitlines() if "checkpoint" in line]
+
+@pytest.mark.slow
+def test_a_checkpoint_whose_write_never_ends_costs_that_checkpoint_only(
+    after_failures: Faulty, quiet: dict[int, Any]
+) -> None:
+    assert "Traceback" not in after_failures.said
+    (told,) = [line for line in after_failures.said.splitlines() if "checkpoint" in line]
     assert "TimeoutError: nothing was written for 0 s" in told
-    check_study_after_faults(faulty.url, faulty.artifacts, 5)
-    check_same(results(faulty.url), quiet, 5)
+    check_study_after_faults(after_failures.url, after_failures.artifacts, 5, failed=1)
+    check_same(results(after_failures.url), quiet, 5)
 
 
 @pytest.mark.long
@@ -347,7 +382,8 @@ def test_a_worker_whose_clock_is_hours_ahead_of_the_disks_can_save(faulty: Fault
 
 
 @pytest.mark.slow
-def test_failures_are_counted_from_the_launch_whatever_a_workers_clock_says(faulty: Faulty) -> None:
+def test_failures_are_counted_from_the_launch_whatever_a_workers_clock_says(faulty_function: Faulty) -> None:
+    faulty = faulty_function
     shift_s = {"ahead": 3600.0, "behind": -3600.0}
 
     def worker(clock: str, launched_at_s: float, **env: str) -> subprocess.Popen[str]:
@@ -432,13 +468,9 @@ def test_a_worker_whose_study_has_changed_is_refused_and_disturbs_nobody(
 
 @pytest.mark.slow
 def test_a_failed_trial_is_tried_again_under_its_number_and_does_not_use_the_budget(
-    faulty: Faulty, quiet: dict[int, Any]
+    after_failures: Faulty, quiet: dict[int, Any]
 ) -> None:
-    worker = faulty.worker(TINY_TRIALS="5", TINY_FAILS="1:99 2:1 4:2", TINY_RETRIES="2")
-
-    assert ended(worker) == 0, said(worker)
-
-    tries = attempts_of(faulty.url)
+    tries = attempts_of(after_failures.url)
     assert {number: [attempt.ending for attempt in rows] for number, rows in tries.items()} == {
         0: ["complete"],
         1: ["failed", "failed", "failed"],
@@ -452,8 +484,8 @@ def test_a_failed_trial_is_tried_again_under_its_number_and_does_not_use_the_bud
             planted = f"RuntimeError: planted failure {count} of trial {number}\n"
             assert (attempt.error or "").endswith(planted if attempt.ending == Outcome.FAILED else "")
             assert (attempt.error is None) == (attempt.ending == Outcome.COMPLETE)
-    check_study_after_faults(faulty.url, faulty.artifacts, 5, failed=1)
-    check_same(results(faulty.url), quiet, 5)
+    check_study_after_faults(after_failures.url, after_failures.artifacts, 5, failed=1)
+    check_same(results(after_failures.url), quiet, 5)
 
 
 # Signals to a worker without a launcher.
@@ -492,11 +524,12 @@ def test_a_worker_asked_to_end_saves_and_another_goes_on_from_there(
 
 @pytest.mark.slow
 def test_a_second_signal_ends_a_worker_at_once(
-    faulty: Faulty, wait_until: Callable[..., Any], quiet: dict[int, Any]
+    faulty_function: Faulty, wait_until: Callable[..., Any], quiet_function: dict[int, Any]
 ) -> None:
+    faulty = faulty_function
     notes = faulty.folder / "steps"
     env = {"TINY_TRIALS": "1", "TINY_STEPS_FILE": str(notes)}
-    worker = faulty.worker(TINY_STEP_S="1000", **env)
+    worker = faulty.worker(TINY_PAUSE_S="1000", **env)
     wait_until(notes.exists)
     worker.send_signal(signal.SIGTERM)
     with pytest.raises(subprocess.TimeoutExpired):
@@ -509,7 +542,7 @@ def test_a_second_signal_ends_a_worker_at_once(
     assert endings_of(faulty.url) == {0: ["preempted"]}, "it gave its trial back nevertheless"
     faulty.finish(1)
     check_study_after_faults(faulty.url, faulty.artifacts, 1)
-    check_same(results(faulty.url), quiet, 1)
+    check_same(results(faulty.url), quiet_function, 1)
 
 
 def read_until(process: subprocess.Popen[str], words: str) -> None:
@@ -543,9 +576,11 @@ def test_a_worker_that_waits_for_another_ends_at_once(faulty: Faulty, wait_until
 
 
 @pytest.mark.slow
-def test_a_worker_that_waits_for_its_database_ends_soon(faulty_on_postgres: Faulty, postgres_server: str) -> None:
-    faulty = faulty_on_postgres
-    env = {"TINY_TRIALS": "2", "TINY_SAVE_S": "60"}
+def test_a_worker_that_waits_for_its_database_ends_soon(
+    faulty_function_on_postgres: Faulty, postgres_server: str
+) -> None:
+    faulty = faulty_function_on_postgres
+    env = {"TINY_TRIALS": "2"}
     worker = faulty.worker(TINY_PAUSE_S="0.5", TINY_LEASE_S="2", **env)
     read_until(worker, "trial 0, epoch 1")
     allow_connections(postgres_server, faulty.url, False)
@@ -565,9 +600,9 @@ def test_a_worker_that_waits_for_its_database_ends_soon(faulty_on_postgres: Faul
 
 @pytest.mark.slow
 def test_epochs_of_a_time_without_database_are_told_by_the_worker_that_goes_on(
-    faulty_on_postgres: Faulty, postgres_server: str
+    faulty_function_on_postgres: Faulty, postgres_server: str
 ) -> None:
-    faulty = faulty_on_postgres
+    faulty = faulty_function_on_postgres
     worker = faulty.worker(TINY_TRIALS="1", TINY_PAUSE_S="0.5", TINY_LEASE_S="2")
     read_until(worker, "trial 0, epoch 1")
     allow_connections(postgres_server, faulty.url, False)
