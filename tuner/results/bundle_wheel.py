@@ -43,8 +43,10 @@ def make_wheel() -> Wheel:
         for path in sorted(package.rglob("*"))
         if path.is_file() and "__pycache__" not in path.parts
     }
-    for name in ("METADATA", "entry_points.txt"):
-        files[f"{about}/{name}"] = (distribution.read_text(name) or "").encode()
+    # Python finds the clone's egg-info first, if it runs in the clone; there the metadata has another name.
+    metadata = distribution.read_text("METADATA") or distribution.read_text("PKG-INFO") or ""
+    files[f"{about}/METADATA"] = metadata.encode()
+    files[f"{about}/entry_points.txt"] = (distribution.read_text("entry_points.txt") or "").encode()
     files[f"{about}/WHEEL"] = b"Wheel-Version: 1.0\nGenerator: tuner\nRoot-Is-Purelib: true\nTag: py3-none-any\n"
     record = "".join(f"{name},sha256={_digest(content)},{len(content)}\n" for name, content in files.items())
     files[f"{about}/RECORD"] = f"{record}{about}/RECORD,,\n".encode()

@@ -6,6 +6,7 @@ import json
 import math
 import os
 import re
+import runpy
 import subprocess
 import sys
 import zipfile
@@ -20,12 +21,14 @@ from packaging.requirements import Requirement
 from pyarrow import parquet
 
 import tuner
-from tuner import load_state
+from tuner import load_state, open_study
 from tuner.errors import CheckpointError, UnknownStudy, UsageError
 from tuner.results.bundle import export_bundle
 from tuner.results.export import export_trials
 from tuner.results.rows import trial_rows
 from tuner.storage import connect
+from tuner.study import load_study
+from tuner.worker import run_worker
 
 pytestmark = pytest.mark.with_tables
 
@@ -160,23 +163,23 @@ files = Study(name="files", train=Command(["python3", "-c", program, "{folder}"]
 
 @pytest.mark.slow
 def test_a_bundle_of_a_function_has_its_state_and_one_of_a_command_its_files(
-    tuner_on_sqlite: Any, tmp_path: Path
+    tuner_on_sqlite: Any, sqlite_url: str, tmp_path: Path
 ) -> None:
-    tuner = tuner_on_sqlite
-    (tuner.folder / "own.py").write_text(FUNCTIONS)
+    tuner, file = tuner_on_sqlite, tmp_path / "own.py"
+    file.write_text(FUNCTIONS)
     for name in ("saved", "unsaved", "files"):
-        done = tuner.run("launch", f"own.py:{name}", "--workers", "1")
-        assert done.returncode == 0, done.stderr
+        study = load_study(f"{file}:{name}")
+        run_worker(study, sqlite_url, file=str(file), artifacts=str(tmp_path / "tuner-artifacts"))
 
-    refused = tuner.run("export", "unsaved", "unsaved.zip")
+    refused = tuner.run_here("export", "unsaved", "unsaved.zip")
     assert refused.returncode == 2
     assert re.fullmatch(r"tuner: trial \d of 'unsaved' has no saved state or files to export: .*\n", refused.stderr)
     assert not (tuner.folder / "unsaved.zip").exists()
 
     number = tuner.rows("best", "saved")[0]["number"]
     x = tuner.rows("best", "saved")[0]["hparams"]["x"]
-    for name in ("saved", "files"):
-        exported = tuner.run("export", name, f"{name}.zip")
+    for name, export in (("saved", tuner.run), ("files", tuner.run_here)):
+        exported = export("export", name, f"{name}.zip")
         assert exported.returncode == 0, exported.stderr
         with zipfile.ZipFile(tuner.folder / f"{name}.zip") as bundle:
             bundle.extractall(tmp_path / name)
@@ -198,23 +201,55 @@ def test_a_bundle_of_a_function_has_its_state_and_one_of_a_command_its_files(
         load_state(tmp_path / "files" / "checkpoint")
 
 
+STUDY = """
+import flax.linen as nn
+import jax.numpy as jnp
+import numpy as np
+import sizes
+import yaml
+
+from tuner import Space, Study, log_uniform
+from tuner.training import ArrayDataset, TrainerModule
+
+class HParams(Space):
+    learning_rate: float = log_uniform(1e-2, 1.0)
+
+class Trainer(TrainerModule):
+    loop = "scan"
+
+    def init_model(self, hparams):
+        return nn.Dense(sizes.CLASSES)
+
+    def loss(self, outputs, batch, hparams):
+        error = ((outputs - batch["targets"]) ** 2).sum(1)
+        return error, {"accuracy": jnp.argmax(outputs, 1) == jnp.argmax(batch["targets"], 1)}
+
+def data(seed: int):
+    inputs = np.random.default_rng(seed).normal(size=(200, 64)).astype("float32")
+    return ArrayDataset(inputs=inputs, targets=np.eye(10, dtype="float32")[inputs[:, :10].argmax(1)]).split(0.2, seed)
+
+study = Study(
+    name="own", space=HParams, trainer=Trainer(), data=data, objective="accuracy", direction="maximize", epochs=3,
+    trials=2, sampler="random", pruner="none", seed=5,
+)
+"""
+
+
 @pytest.mark.slow
-def test_a_bundle_runs_where_nothing_else_is(tuner_on_sqlite: Any, tmp_path: Path) -> None:
+def test_a_bundle_runs_where_nothing_else_is(tuner_on_sqlite: Any, sqlite_url: str, tmp_path: Path) -> None:
     tuner, elsewhere = tuner_on_sqlite, tmp_path / "elsewhere"
-    source = Path(__file__).parents[3] / "studies" / "digits_mlp.py"
-    study = tmp_path / "digits.py"
-    study.write_text(source.read_text().replace("from tuner import", "import sizes\nfrom tuner import", 1))
-    (tmp_path / "sizes.py").write_text("WIDTH = 64\n")
-    assert tuner.run("launch", "digits.py", "--workers", "1", "--trials", "3", "--seed", "5").returncode == 0
-    (best,) = tuner.rows("best", "digits_mlp")
-    digits = np.random.default_rng(0).normal(size=(5, 64)).astype("float32")
-    expected = predictions(tuner, digits)
-    done = tuner.run("export", "digits_mlp", "best.zip")
-    assert (done.returncode, done.stderr) == (
-        0,
-        f"tuner: trial {best['number']} of 'digits_mlp' written to best.zip\n",
-    ), done.stderr
-    refused = tuner.run_here("export", "digits_mlp", "trials.csv", "--trial", "1")
+    study = tmp_path / "own.py"
+    study.write_text(STUDY)
+    (tmp_path / "sizes.py").write_text("CLASSES = 10\n")
+    assert tuner.run("worker", "own.py").returncode == 0
+    (best,) = tuner.rows("best", "own")
+    inputs = np.random.default_rng(0).normal(size=(5, 64)).astype("float32")
+    expected = open_study("own", sqlite_url).load(trust=True).predict(inputs)
+    done = tuner.run_here("export", "own", "best.zip")
+    assert (done.returncode, done.stderr) == (0, f"tuner: trial {best['number']} of 'own' written to best.zip\n"), (
+        done.stderr
+    )
+    refused = tuner.run_here("export", "own", "trials.csv", "--trial", "1")
     assert (refused.returncode, refused.stderr) == (
         2,
         "tuner: --trial works only with a bundle (.zip): got 'trials.csv'\n",
@@ -228,9 +263,9 @@ def test_a_bundle_runs_where_nothing_else_is(tuner_on_sqlite: Any, tmp_path: Pat
     # With the tuner that the bundle brings, which lies in its folder from here on.
     requirements = (elsewhere / "requirements.txt").read_text().splitlines()
     (wheel,) = [line for line in requirements if "==" not in line]
-    assert {Requirement(line).name for line in requirements if line != wheel} >= {"jax", "flax", "scikit-learn"}
-    install = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--no-index", "--target", ".", wheel]
-    subprocess.run(install, cwd=elsewhere, check=True, timeout=300)
+    assert {Requirement(line).name for line in requirements if line != wheel} >= {"jax", "flax", "PyYAML"}
+    install = [sys.executable, "-m", "pip", "install", "--quiet", "--no-compile", "--no-deps", "--no-index"]
+    subprocess.run([*install, "--target", ".", wheel], cwd=elsewhere, check=True, timeout=300)
     where = [sys.executable, "-c", "import tuner; print(tuner.__file__)"]
     found = subprocess.run(where, cwd=elsewhere, capture_output=True, text=True, check=True).stdout.strip()
     assert found == str(elsewhere / "tuner" / "__init__.py")
@@ -242,25 +277,10 @@ def test_a_bundle_runs_where_nothing_else_is(tuner_on_sqlite: Any, tmp_path: Pat
     assert {line[0] for line in lines} == {"accuracy:", "loss:"}
     assert all(found == recorded for _, found, _, recorded in lines), ran.stdout
     (tmp_path / "gone").rename(tmp_path / "tuner-artifacts")
-    refused = tuner.run_here("export", "digits_mlp", "again.zip")
+    refused = tuner.run_here("export", "own", "again.zip")
     assert (refused.returncode, refused.stderr.count("\n")) == (2, 1)
-    assert re.search(r"is not on this machine: no .*digits.py', which was on .+; pass .* as --file", refused.stderr)
-    check_predictions(elsewhere, tuner.env, digits, expected)
-
-
-PREDICT = """
-import sys, numpy, tuner
-found = tuner.open_study("digits_mlp").load(trust=True).predict(numpy.load(sys.argv[1]))
-numpy.save(sys.argv[2], found)
-"""
-
-
-def predictions(tuner: Any, inputs: Any) -> Any:
-    """Return what the study's best model predicts, in its own folder."""
-    np.save(tuner.folder / "inputs.npy", inputs)
-    words = [sys.executable, "-c", PREDICT, "inputs.npy", "expected.npy"]
-    subprocess.run(words, cwd=tuner.folder, env=tuner.env, check=True, timeout=300)
-    return np.load(tuner.folder / "expected.npy")
+    assert re.search(r"is not on this machine: no .*own.py', which was on .+; pass .* as --file", refused.stderr)
+    check_predictions(elsewhere, tuner.env, inputs, expected)
 
 
 def check_predictions(bundle: Path, env: dict[str, str], inputs: Any, expected: Any) -> None:
@@ -270,21 +290,29 @@ def check_predictions(bundle: Path, env: dict[str, str], inputs: Any, expected: 
         study.read_text().replace("def data(seed", "def data(seed: int) -> None:\n    1 / 0\n\ndef _(seed")
     )
     np.save(bundle / "inputs.npy", inputs)
+    np.save(bundle / "wrong.npy", inputs[:, :3])
 
-    def run(*words: str) -> subprocess.CompletedProcess[str]:
-        command = [sys.executable, "predict.py", *words]
-        return subprocess.run(command, cwd=bundle, env=env, capture_output=True, text=True, timeout=300)
-
-    done = run("inputs.npy")
+    command = [sys.executable, "predict.py", "inputs.npy"]
+    done = subprocess.run(command, cwd=bundle, env=env, capture_output=True, text=True, timeout=300)
     assert (done.returncode, done.stderr) == (0, "")
     assert done.stdout == "outputs: float32[5, 10] written to predictions.npy\n"
     assert (np.load(bundle / "predictions.npy") == expected).all()
-    assert "The batches of the training had: inputs float32[" in run().stderr
-    np.save(bundle / "wrong.npy", inputs[:, :3])
-    refused = run("wrong.npy")
-    assert (refused.returncode, refused.stdout, refused.stderr.count("\n")) == (1, "", 1)
-    assert "cannot predict from float32[5, 3]: " in refused.stderr
+    said = refusal(bundle, "wrong.npy")
+    assert "\n" not in said
+    assert "cannot predict from float32[5, 3]: " in said
+    assert "The batches of the training had: inputs float32[" in refusal(bundle)
     study.unlink()
-    refused = run("inputs.npy")
-    assert (refused.returncode, refused.stderr.count("\n")) == (1, 1)
-    assert "the bundle is not complete: no file " in refused.stderr
+    said = refusal(bundle, "inputs.npy")
+    assert "\n" not in said
+    assert "the bundle is not complete: no file " in said
+
+
+def refusal(bundle: Path, *words: str) -> str:
+    """Run predict.py of a bundle in this process; return the line with which it exits."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(bundle)
+        patch.setattr(sys, "argv", ["predict.py", *words])
+        with pytest.raises(SystemExit) as ended:
+            runpy.run_path("predict.py", run_name="__main__")
+    assert isinstance(ended.value.code, str), "Python prints it and exits with status 1"
+    return ended.value.code
