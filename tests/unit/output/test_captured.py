@@ -101,9 +101,11 @@ def test_lines_of_threads_are_of_their_trials(run: Any) -> None:
     found = run(
         """
 output = CapturedOutput(by_thread=True)
-turn = threading.Barrier(2)
+turn, all_turn = threading.Barrier(2), threading.Barrier(3)
 def train(name):
     with of(name, output):
+        all_turn.wait()
+        all_turn.wait()
         for number in range(20):
             turn.wait()
             print("out", name, number, end="")
@@ -113,7 +115,9 @@ def train(name):
         print("no end", end="")
 threads = [threading.Thread(target=train, args=(name,)) for name in ("0", "1")]
 for one in threads: one.start()
-print("of no trial")
+all_turn.wait()
+print("of no trial")  # while both train, and neither has begun a line
+all_turn.wait()
 for one in threads: one.join()
 print("still none")
 output.close()
