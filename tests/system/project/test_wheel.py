@@ -20,6 +20,7 @@ from command_line import kept_programs, users_environment
 pytestmark = pytest.mark.slow
 
 ROOT = Path(__file__).resolve().parents[3]
+PIP = (sys.executable, "-m", "pip")
 VERSION = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["version"]
 WHERE = """
 import os
@@ -90,30 +91,52 @@ def run(words: Sequence[str | Path], folder: Path, env: dict[str, str]) -> str:
     return done.stdout
 
 
+def installing_environment() -> dict[str, str]:
+    env = {key: value for key, value in users_environment().items() if not key.startswith("PYTHON")}
+    return env | {"PIP_NO_INDEX": "1", "PIP_DISABLE_PIP_VERSION_CHECK": "1", **kept_programs()}
+
+
+def copy_source(folder: Path) -> Path:
+    """Copy what is installed, because a build leaves folders behind."""
+    shutil.copytree(ROOT / "tuner", folder / "tuner", ignore=shutil.ignore_patterns("__pycache__"))
+    for name in ("pyproject.toml", "README.md", "LICENSE"):
+        shutil.copy(ROOT / name, folder)
+    return folder
+
+
+def install(folder: Path, env: dict[str, str], *what: str | Path) -> Installed:
+    """Make an environment with what is to be installed and with the packages of the present one."""
+    made = Installed(folder, env)
+    venv.create(made.folder, symlinks=True, with_pip=False)
+    words = ["--python", made.python, "install", "--no-compile", "--no-deps", "--no-build-isolation", *what]
+    # The packages' own .pth files are not read, so that an editable installation of tuner has no effect.
+    others = sorted({sysconfig.get_path("purelib"), sysconfig.get_path("platlib")})
+    (packages,) = made.folder.glob("lib/python*/site-packages")
+    (packages / "others.pth").write_text("\n".join(others))
+    run([*PIP, *words], folder.parent, env)
+    return made
+
+
 @pytest.fixture(scope="module")
 def installed(tmp_path_factory: pytest.TempPathFactory) -> Installed:
     folder = tmp_path_factory.mktemp("wheel")
-    env = {key: value for key, value in users_environment().items() if not key.startswith("PYTHON")}
-    env |= {"PIP_NO_INDEX": "1", "PIP_DISABLE_PIP_VERSION_CHECK": "1", **kept_programs()}
-
-    source = folder / "source"  # a build leaves folders behind
-    shutil.copytree(ROOT / "tuner", source / "tuner", ignore=shutil.ignore_patterns("__pycache__"))
-    for name in ("pyproject.toml", "README.md", "LICENSE"):
-        shutil.copy(ROOT / name, source)
-    pip = [sys.executable, "-m", "pip"]
-    run([*pip, "wheel", source, "--no-deps", "--no-build-isolation", "--wheel-dir", folder / "dist"], folder, env)
+    env = installing_environment()
+    source = copy_source(folder / "source")
+    run([*PIP, "wheel", source, "--no-deps", "--no-build-isolation", "--wheel-dir", folder / "dist"], folder, env)
     (wheel,) = (folder / "dist").iterdir()
     assert wheel.name == f"tuner_jax-{VERSION}-py3-none-any.whl"
-
-    made = Installed(folder / "fresh", env)
-    venv.create(made.folder, symlinks=True, with_pip=False)
-    run([*pip, "--python", made.python, "install", "--no-compile", "--no-deps", wheel], folder, env)
     shutil.rmtree(source)
-    # All other packages. Their own .pth files are not read, so that an editable installation of tuner has no effect.
-    (package,) = made.folder.glob("lib/python*/site-packages/tuner")
-    others = {sysconfig.get_path("purelib"), sysconfig.get_path("platlib")}
-    (package.parent / "others.pth").write_text("\n".join(sorted(others)))
-    return made
+    return install(folder / "fresh", env, wheel)
+
+
+def test_a_clone_in_a_folder_called_tuner_does_not_hide_the_package_beside_it(tmp_path: Path) -> None:
+    """With `pip install -e .`, as in the README. Python looks in the present folder first, and `tuner` is there."""
+    source = copy_source(tmp_path / "tuner")
+    installed = install(tmp_path / "fresh", installing_environment(), "--editable", source)
+
+    found = installed.run("python", "-c", "import tuner.worker; print(tuner.worker.__file__)", folder=tmp_path)
+
+    assert found == f"{source / 'tuner' / 'worker' / '__init__.py'}\n"
 
 
 def test_a_study_runs_with_the_wheel_from_another_folder(
