@@ -134,9 +134,9 @@ def test_a_clone_in_a_folder_called_tuner_does_not_hide_the_package_beside_it(tm
     source = copy_source(tmp_path / "tuner")
     installed = install(tmp_path / "fresh", installing_environment(), "--editable", source)
 
-    found = installed.run("python", "-c", "import tuner.worker; print(tuner.worker.__file__)", folder=tmp_path)
+    found = installed.run("python", "-c", "import tuner; print(tuner.__file__)", folder=tmp_path)
 
-    assert found == f"{source / 'tuner' / 'worker' / '__init__.py'}\n"
+    assert found == f"{source / 'tuner' / '__init__.py'}\n"
 
 
 def test_a_study_runs_with_the_wheel_from_another_folder(
