@@ -95,7 +95,8 @@ def test_a_receiver_that_hangs_is_tried_again(url: str) -> None:
     pace = Pace(timeout_s=0.1, first_pause_s=0.02, poll_s=0.05, end_s=30.0)
     with NoticeServer([HANG]) as server:
         said = end(notifier(url, server, pace), _ending(used=5))
-    assert kinds(server) == ["finished"] * 2
+    assert len(server.got) >= 2  # a slow machine may need more than two tries
+    assert set(kinds(server)) == {"finished"}
     assert len(set(server.ids())) == 1
     assert "timed out" in said[0]
 
@@ -113,13 +114,24 @@ def test_an_event_is_given_up_after_a_time_with_one_line(url: str) -> None:
 
 
 def test_an_event_that_is_not_delivered_at_the_end_is_sent_by_the_next_launch(url: str) -> None:
-    with NoticeServer([500] * 50) as server:
-        said = end(notifier(url, server, Pace(first_pause_s=600.0, longest_pause_s=0.05, end_s=0.3)), _ending(used=5))
-        server.statuses.clear()
-        assert [line for line in said if f"event {server.ids()[0]} is not delivered" in line]
-        before = len(server.got)
+    from tuner.storage import connected
+    from tuner.storage.sql.tables import deliveries
+
+    said: list[str] = []
+
+    def has_said() -> bool:
+        said.extend(note.text for note in launch.take_notes())
+        return bool(said)  # the first try is stored, and the next one is not yet due
+
+    with NoticeServer([500]) as server:
+        launch = notifier(url, server, Pace(first_pause_s=600.0, longest_pause_s=600.0))
+        launch.end(_ending(used=5), has_said)
+        told = [note.text for note in launch.take_notes()]
+        assert [line for line in told if f"event {server.ids()[0]} is not delivered" in line]
+        with connected(parse_url(url)) as engine, engine.begin() as connection:
+            connection.execute(deliveries.update().values(next_at_s=0.0))  # 600 seconds later
         assert end(notifier(url, server), None) == []
-        assert len(server.got) == before + 1
+        assert len(server.got) == 2
     assert len(set(server.ids())) == 1
 
 
@@ -159,9 +171,10 @@ def test_several_launches_send_each_event_once(url: str) -> None:
 def test_each_receiver_gets_each_event_and_one_that_hangs_delays_no_other(url: str) -> None:
     with NoticeServer([HANG] * 10) as slow, NoticeServer() as quick:
         receivers = [parse_receiver(slow.url), parse_receiver(quick.url)]
-        launch = Notifier(receivers, parse_url(url), Pace(timeout_s=60.0, end_s=0.5))
+        launch = Notifier(receivers, parse_url(url), Pace(timeout_s=60.0))
         launch.start("s")
-        said = end(launch, _ending(used=5))
+        launch.end(_ending(used=5), lambda: bool(slow.got and quick.got))
+        said = [note.text for note in launch.take_notes()]
     assert kinds(quick) == ["finished"]
     assert [line for line in said if "is not delivered" in line]
 
