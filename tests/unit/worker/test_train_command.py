@@ -162,14 +162,21 @@ def test_a_stopped_command_is_given_back_and_resumes_from_its_folder(
     commands: Commands, wait_until: Callable[..., Any]
 ) -> None:
     program = """
-import json, os, pathlib, sys, time
+import json, os, pathlib, signal, sys, time
 path = pathlib.Path(os.environ["TUNER_FOLDER"], "epoch")
 done = int(path.read_text()) if path.exists() else 0
-for epoch in range(done + 1, 6):
-    if done == 0 and epoch == 4:
-        time.sleep(600)
+def train(epoch):
     print(json.dumps({"epoch": epoch, "loss": float(epoch + 10 * (done > 0))}), flush=True)
     path.write_text(str(epoch))
+def stop(*_):
+    train(3)
+    print("saved when it was asked to stop", flush=True)
+    sys.exit(1)
+signal.signal(signal.SIGTERM, stop)
+for epoch in range(done + 1, 6):
+    if epoch == 3:
+        time.sleep(600)
+    train(epoch)
 """
     stop = Stop()
     worker = threading.Thread(target=commands, args=(program,), kwargs={"stop": stop})
@@ -177,12 +184,15 @@ for epoch in range(done + 1, 6):
     try:
         wait_until(lambda: list(commands.folder.glob("artifacts/*/0/files/epoch")))
         (path,) = commands.folder.glob("artifacts/*/0/files/epoch")
-        wait_until(lambda: path.read_text() == "3")
+        wait_until(lambda: path.read_text() == "2")
     finally:
         stop.requested = True
         worker.join()
     (trial,) = commands.trials()
     assert trial.state == TrialState.RUNNING
+    assert trial.intermediate_values == {1: 1.0, 2: 2.0, 3: 3.0}
+    (log,) = commands.folder.glob("artifacts/*/0/log.txt")
+    assert log.read_text() == "saved when it was asked to stop\n"
     (trial,) = commands(program)
     assert trial.state == TrialState.COMPLETE
     assert trial.intermediate_values == {1: 1.0, 2: 2.0, 3: 3.0, 4: 14.0, 5: 15.0}

@@ -60,15 +60,16 @@ class CommandTrainable(AsksOptuna):
             return self._watch(run, log, _Process(words, env, self._command.grace_s))
 
     def _watch(self, run: Run, log: TrialLog, process: _Process) -> End:
-        """Read the command's output to its end."""
+        """Read the command's output to its end, also what it prints after SIGTERM."""
         seen: set[str] = set()
         is_first = True
         epoch = 0
+        end: End | None = None
         with contextlib.closing(process):
             while (said := process.read(_POLL_S)) is not _ENDED:
-                if run.must_stop():
-                    process.stop()
-                    return End.STOPPED
+                if end is None and run.must_stop():
+                    end = End.STOPPED
+                    process.ask_to_stop()
                 log.write_if_due()
                 if said is None:
                     continue
@@ -79,13 +80,17 @@ class CommandTrainable(AsksOptuna):
                     log.add(line)
                     seen |= set(metrics or ())
                     continue
+                if end is End.PRUNED:
+                    continue
                 report = _report(metrics, epoch)
                 if is_first and run.is_resumed:
                     resume(run, report.epoch)
                 is_first, epoch = False, report.epoch
                 if run.report(report, is_last=is_last_epoch(report, self._epochs)):
-                    process.stop()
-                    return End.PRUNED
+                    end = End.PRUNED
+                    process.ask_to_stop()
+            if end is not None:
+                return end
             status = process.wait()
         if status != 0:
             raise CommandFailed(f"the command ended with {_ending(status)}", log.last(_SHOWN_LINES))
@@ -143,7 +148,7 @@ class _Process:
             ("out", self._supervisor.stdout),
             ("err", self._supervisor.stderr),
         )
-        self._is_stopping = threading.Event()
+        self._is_closed = threading.Event()
         self._readers = [threading.Thread(target=self._read, args=stream, daemon=True) for stream in streams]
         for reader in self._readers:
             reader.start()
@@ -155,7 +160,7 @@ class _Process:
         self._put(None)
 
     def _put(self, said: tuple[Stream, str] | None) -> None:
-        while not self._is_stopping.is_set():
+        while not self._is_closed.is_set():
             with contextlib.suppress(queue.Full):
                 self._said.put(said, timeout=0.1)
                 return
@@ -182,16 +187,13 @@ class _Process:
         """Return the exit status, negative for a signal."""
         return self._supervisor.wait()
 
-    def stop(self) -> None:
-        """Send SIGTERM to the command and its processes, later SIGKILL; return when they have ended."""
-        self._is_stopping.set()
+    def ask_to_stop(self) -> None:
+        """Send SIGTERM to the command and its processes, and SIGKILL later if they have not ended."""
         self._supervisor.send_signal(signal.SIGTERM)
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            self._supervisor.wait(self._grace_s + 5.0)
 
     def close(self) -> None:
         """Kill what is still running."""
-        self._is_stopping.set()
+        self._is_closed.set()
         assert self._supervisor.stdin is not None
         with contextlib.suppress(BrokenPipeError):
             self._supervisor.stdin.close()  # the supervisor then kills the command
