@@ -270,7 +270,10 @@ def new_folder(folder: Path) -> Path:
 def environment(folder: Path) -> dict[str, str]:
     inherited = users_environment()
     path = os.pathsep.join([str(Path(sys.executable).parent), inherited["PATH"]])
-    home = {"HOME": str(folder), "COLUMNS": "200", "MLFLOW_DISABLE_TELEMETRY": "true", "MPLBACKEND": "agg"}
+    home = {
+        "HOME": str(folder), "COLUMNS": "200", "MPLBACKEND": "agg", "MLFLOW_DISABLE_TELEMETRY": "true",
+        "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",  # eight processes, of which tracking uses none
+    }  # fmt: skip
     return {**inherited, **home, "PATH": path, **kept_programs()}
 
 

@@ -33,6 +33,10 @@ from tuner.tracking.mlflow import address, allowed_name
 from tuner.trial.events import RowsSent
 
 LAUNCH = ("launch", "tiny.py", "--workers", "2")
+SERVER_SETTINGS = {
+    "MLFLOW_DISABLE_TELEMETRY": "true",
+    "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",  # eight processes, of which tracking uses none
+}
 
 
 class Server:
@@ -58,7 +62,7 @@ class Server:
                 [sys.executable, "-m", "mlflow", "server", *words],
                 stdout=log,
                 stderr=subprocess.STDOUT,
-                env={**os.environ, "MLFLOW_DISABLE_TELEMETRY": "true"},
+                env={**os.environ, **SERVER_SETTINGS},
                 start_new_session=True,
             )
 
