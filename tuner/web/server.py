@@ -312,7 +312,8 @@ class _Threads:
         with self._lock:
             threads = list(self._threads)
         for thread in threads:
-            thread.join(max(0.0, end_s - time.monotonic()))
+            with suppress(RuntimeError):  # a signal came before it was started
+                thread.join(max(0.0, end_s - time.monotonic()))
 
     def _forget(self, thread: threading.Thread) -> None:
         with self._lock:

@@ -317,6 +317,22 @@ def test_an_error_of_the_application_is_told_with_its_traceback() -> None:
     assert "Traceback" in errors[0]
 
 
+def test_a_signal_while_a_thread_is_started_ends_the_server_in_good_order(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The signal of `tuner dashboard` raises in the main thread, which starts the threads of the connections."""
+
+    def interrupted(thread: threading.Thread) -> None:
+        raise SystemExit(0)
+
+    server: Any = Server("127.0.0.1", 0, Echo(), Limits())
+    server.prepare()
+    with monkeypatch.context() as during, connect(server.bound_port):
+        connection = server._connections._from_server_socket(server.socket)
+        during.setattr(threading.Thread, "start", interrupted)
+        with pytest.raises(SystemExit):
+            server.requests.put(connection)
+    server.stop()
+
+
 def test_the_server_ends_while_clients_wait() -> None:
     with serving(Echo(), Limits(reading_s=600.0)) as (server, _), connect(server.bound_port) as made:
         made.sendall(b"GET / HT")
