@@ -92,11 +92,10 @@ def test_a_receiver_that_refuses_gets_the_event_later_with_the_same_id(url: str)
 
 
 def test_a_receiver_that_hangs_is_tried_again(url: str) -> None:
-    pace = Pace(timeout_s=0.1, first_pause_s=0.02, poll_s=0.05, end_s=30.0)
+    pace = Pace(timeout_s=2.0, first_pause_s=0.02, poll_s=0.05, end_s=30.0)
     with NoticeServer([HANG]) as server:
         said = end(notifier(url, server, pace), _ending(used=5))
-    assert len(server.got) >= 2  # a slow machine may need more than two tries
-    assert set(kinds(server)) == {"finished"}
+    assert kinds(server) == ["finished"] * 2
     assert len(set(server.ids())) == 1
     assert "timed out" in said[0]
 

@@ -18,10 +18,13 @@ from optuna.trial import TrialState
 from storage_tools import connection_to, plain_trials
 
 from tuner import Command, Space, Study, uniform
-from tuner.errors import StudyError, StudyStopped
+from tuner.errors import LeaseLost, StudyError, StudyStopped
+from tuner.study import StudySpec
 from tuner.trial import Report, Stop
 from tuner.worker import run_worker
-from tuner.worker.trainables.train_command import resume
+from tuner.worker.trainables import train_command
+from tuner.worker.trainables.train_command import CommandTrainable, resume
+from tuner.worker.trainables.trainable import End, NoCheckpoints, UnstoredRun
 
 
 class HParams(Space):
@@ -196,6 +199,84 @@ for epoch in range(done + 1, 6):
     (trial,) = commands(program)
     assert trial.state == TrialState.COMPLETE
     assert trial.intermediate_values == {1: 1.0, 2: 2.0, 3: 3.0, 4: 14.0, 5: 15.0}
+
+
+REPORTS_WHEN_ASKED = """
+import json, signal, sys, time
+def stop(*_):
+    print(json.dumps({"loss": 2.0}), flush=True)
+    open(sys.argv[1], "w").close()
+    sys.exit(1)
+signal.signal(signal.SIGTERM, stop)
+print(json.dumps({"loss": 1.0}), flush=True)
+time.sleep(600)
+"""
+
+
+class StoppedRun(UnstoredRun):
+    """A run of a command that must stop after its first report."""
+
+    is_resumed = must_end = False
+    is_lost = passes_limit = False
+
+    def __init__(self, folder: Path, program: str, grace_s: float) -> None:
+        path = folder / "program.py"
+        path.write_text(program)
+        self.command = Command([sys.executable, str(path), str(folder / "told")], grace_s=grace_s)
+        settings: dict[str, Any] = {"objective": "loss", "direction": "minimize", "trials": 1}
+        super().__init__(
+            StudySpec(name="one", space=HParams, train=self.command, **settings), 0, {"x": 0.5}, 1, folder / "trial"
+        )
+        self.trial = optuna.trial.FixedTrial({"x": 0.5})
+        self.reported: list[float] = []
+
+    def train(self) -> End:
+        trainable = CommandTrainable(self.study, self.command)
+        return trainable.run(cast("Any", self), NoCheckpoints(self.root))
+
+    def must_stop(self) -> bool:
+        self.must_end = self.passes_limit and bool(self.reported)
+        return bool(self.reported)
+
+    def report(self, report: Report, *, is_last: bool = False) -> bool:
+        self.reported.append(report.metrics["loss"])
+        if self.is_lost:
+            raise LeaseLost("trial 0 was taken over by another worker")
+        return False
+
+
+def test_a_report_after_the_trial_has_passed_a_limit_does_not_count(tmp_path: Path) -> None:
+    run = StoppedRun(tmp_path, REPORTS_WHEN_ASKED, grace_s=300.0)
+    run.passes_limit = True
+    assert run.train() is End.STOPPED
+    assert (tmp_path / "told").exists()
+    assert run.reported == [1.0]
+
+
+def test_a_command_whose_trial_was_taken_over_can_still_clean_up(tmp_path: Path) -> None:
+    run = StoppedRun(tmp_path, REPORTS_WHEN_ASKED, grace_s=300.0)
+    run.is_lost = True
+    with pytest.raises(LeaseLost):
+        run.train()
+    assert (tmp_path / "told").exists()
+
+
+def test_a_stopped_command_ends_though_a_process_that_left_it_goes_on_printing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(train_command, "_SILENCE_S", 0.5)
+    prints = "import time\nwhile True: print(1, flush=True); time.sleep(0.01)"
+    program = f"""
+import subprocess, sys, time
+away = subprocess.Popen([sys.executable, "-c", {prints!r}], start_new_session=True)
+open(sys.argv[1], "w").write(str(away.pid))
+print('{{"loss": 1.0}}', flush=True)
+time.sleep(600)
+"""
+    try:
+        assert StoppedRun(tmp_path, program, grace_s=0.5).train() is End.STOPPED
+    finally:
+        os.kill(int((tmp_path / "told").read_text()), signal.SIGKILL)
 
 
 @pytest.mark.slow

@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import contextlib
 import json
+import math
 import os
 import queue
 import signal
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import IO, Any, Literal, cast
 
-from tuner.errors import is_int, is_number
+from tuner.errors import LeaseLost, is_int, is_number
 from tuner.storage.artifacts import LOG
 from tuner.study import StudySpec
 from tuner.study.command import Command
@@ -56,8 +58,15 @@ class CommandTrainable(AsksOptuna):
             "TUNER_HPARAMS": json.dumps(run.trial.params),
             **{f"TUNER_{name.upper()}": str(value) for name, value in own.items()},
         }
-        with TrialLog(run.root / LOG, run.write_log) as log:
-            return self._watch(run, log, _Process(words, env, self._command.grace_s))
+        with (
+            TrialLog(run.root / LOG, run.write_log) as log,
+            contextlib.closing(_Process(words, env, self._command.grace_s)) as process,
+        ):
+            try:
+                return self._watch(run, log, process)
+            except LeaseLost:
+                process.stop()
+                raise
 
     def _watch(self, run: Run, log: TrialLog, process: _Process) -> End:
         """Read the command's output to its end, also what it prints after SIGTERM."""
@@ -65,33 +74,32 @@ class CommandTrainable(AsksOptuna):
         is_first = True
         epoch = 0
         end: End | None = None
-        with contextlib.closing(process):
-            while (said := process.read(_POLL_S)) is not _ENDED:
-                if end is None and run.must_stop():
-                    end = End.STOPPED
-                    process.ask_to_stop()
-                log.write_if_due()
-                if said is None:
-                    continue
-                run.note_progress()
-                stream, line = said
-                metrics = _as_json(line) if stream == "out" else None
-                if metrics is None or not set(metrics) & set(self._objectives):
-                    log.add(line)
-                    seen |= set(metrics or ())
-                    continue
-                if end is End.PRUNED:
-                    continue
-                report = _report(metrics, epoch)
-                if is_first and run.is_resumed:
-                    resume(run, report.epoch)
-                is_first, epoch = False, report.epoch
-                if run.report(report, is_last=is_last_epoch(report, self._epochs)):
-                    end = End.PRUNED
-                    process.ask_to_stop()
-            if end is not None:
-                return end
-            status = process.wait()
+        while (said := process.read(_POLL_S)) is not _ENDED:
+            if end is None and run.must_stop():
+                end = End.STOPPED
+                process.ask_to_stop()
+            log.write_if_due()
+            if said is None:
+                continue
+            run.note_progress()
+            stream, line = said
+            metrics = _as_json(line) if stream == "out" else None
+            if metrics is None or not set(metrics) & set(self._objectives):
+                log.add(line)
+                seen |= set(metrics or ())
+                continue
+            if end is End.PRUNED or run.must_end:  # a report or a limit has ended the trial
+                continue
+            report = _report(metrics, epoch)
+            if is_first and run.is_resumed:
+                resume(run, report.epoch)
+            is_first, epoch = False, report.epoch
+            if run.report(report, is_last=is_last_epoch(report, self._epochs)):
+                end = End.PRUNED
+                process.ask_to_stop()
+        if end is not None:
+            return end
+        status = process.wait()
         if status != 0:
             raise CommandFailed(f"the command ended with {_ending(status)}", log.last(_SHOWN_LINES))
         if is_first and run.is_resumed and (earlier := run.stored_reports()):
@@ -144,6 +152,7 @@ class _Process:
         )
         self._open = 2
         self._silent_s = 0.0  # since the command's end
+        self._end_s = math.inf  # when its output is over at the latest
         streams: tuple[tuple[Stream, IO[str] | None], ...] = (
             ("out", self._supervisor.stdout),
             ("err", self._supervisor.stderr),
@@ -169,8 +178,10 @@ class _Process:
         """Return the next line; None if there was none for some seconds, and `_ENDED` after the last.
 
         A process that left the command's group may keep its output open: after the command's end, seconds without a
-        line end it too.
+        line end it too. Once the command was asked to stop, there is a limit for its last output.
         """
+        if time.monotonic() >= self._end_s:
+            return _ENDED
         had_ended = self._supervisor.poll() is not None
         try:
             said = self._said.get(timeout=seconds)
@@ -189,7 +200,15 @@ class _Process:
 
     def ask_to_stop(self) -> None:
         """Send SIGTERM to the command and its processes, and SIGKILL later if they have not ended."""
+        self._end_s = min(self._end_s, time.monotonic() + self._grace_s + _SILENCE_S)
         self._supervisor.send_signal(signal.SIGTERM)
+
+    def stop(self) -> None:
+        """Ask the command to stop, discard what it still prints, and return when it has ended."""
+        self._is_closed.set()
+        self.ask_to_stop()
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            self._supervisor.wait(self._grace_s + _SILENCE_S)
 
     def close(self) -> None:
         """Kill what is still running."""
